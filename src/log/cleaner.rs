@@ -34,6 +34,8 @@ pub(super) struct Cleaner {
 #[derive(Debug)]
 struct Job {
     sources: Vec<u64>,
+    /// Sources whose live runs are in `runs`.
+    gathered: usize,
     phase: Phase,
     in_flight: bool,
     number: u64,
@@ -123,10 +125,11 @@ impl Log {
                 && (s.kind == SegmentKind::Store || s.number < self.checkpoint.segment)
                 && !self.swaps.iter().any(|swap| swap.sources.contains(&s.number))
         };
+        // What one segment held, one store holds: frames lie closer there. More must leave room for a footer.
         let room = u64::from(self.config.segment_bytes) / 8 * 7 - u64::from(DATA_START);
         let (mut sources, mut bytes, mut any_mixed) = (Vec::new(), 0, false);
         for segment in self.segments.values().filter(|s| free(s) && (mixed(s) || half_dead(s))) {
-            if sources.len() < SOURCES_MAX && bytes + segment.live_bytes <= room {
+            if sources.is_empty() || (sources.len() < SOURCES_MAX && bytes + segment.live_bytes <= room) {
                 bytes += segment.live_bytes;
                 any_mixed |= mixed(segment);
                 sources.push(segment.number);
@@ -141,6 +144,7 @@ impl Log {
         self.cleaner.next_us = 0;
         self.cleaner.job = Some(Job {
             sources,
+            gathered: 0,
             phase: Phase::Footers,
             in_flight: false,
             number,
@@ -157,30 +161,34 @@ impl Log {
         });
     }
 
-    /// With every source's footer at hand: what is alive, by partition and offset.
+    /// Source by source, as their footers come: what is alive. Then all of it by partition and offset.
     fn clean_footers(&mut self) {
         let Some(job) = self.cleaner.job.as_mut() else { return };
-        let mut runs: Vec<(u32, u64, Run)> = Vec::new();
-        for &source in &job.sources {
-            let Some(footer) = self.footers.get(source) else {
-                // Asked for one at a time, so that a small cache holds the one just read.
-                return self.read_footer(source);
-            };
+        while let Some(&source) = job.sources.get(job.gathered) {
+            let Some(footer) = self.footers.get(source) else { return self.read_footer(source) };
             for entry in &footer.directory {
                 let Some(places) = self.partitions.get(entry.partition as usize) else { continue };
                 if places.places.iter().any(|p| p.segment == source) {
                     let alive = footer.runs_of(PartitionId(entry.partition)).iter().filter(|run| run.end_offset() > places.start_offset);
-                    runs.extend(alive.map(|run| (entry.partition, source, *run)));
+                    job.runs.extend(alive.map(|run| (entry.partition, source, *run)));
                 }
             }
+            job.gathered += 1;
         }
+        let runs = job.runs.make_contiguous();
         runs.sort_unstable_by_key(|(partition, _, run)| (*partition, run.base_offset));
-        let footer_bytes = runs.len() * (super::format::RUN_BYTES + DIRECTORY_ENTRY_BYTES);
-        job.total_bytes = u64::from(DATA_START) + runs.iter().map(|(_, _, run)| u64::from(run.len)).sum::<u64>() + footer_bytes as u64 + 2 * BLOCK_BYTES as u64;
-        job.runs = runs.into();
+        let partitions = runs.chunk_by(|a, b| a.0 == b.0).count();
+        let footer_bytes = runs.len() * super::format::RUN_BYTES + partitions * DIRECTORY_ENTRY_BYTES;
+        let blocks = |bytes: u64| bytes.next_multiple_of(BLOCK_BYTES as u64);
+        job.total_bytes = blocks(u64::from(DATA_START) + runs.iter().map(|(_, _, run)| u64::from(run.len)).sum::<u64>()) + blocks(footer_bytes as u64);
         job.phase = Phase::Acquire;
         if job.total_bytes > u64::from(self.config.segment_bytes) || job.runs.is_empty() {
-            self.cleaner.job = None;
+            let now_ms = self.now.wall_ms;
+            for source in self.cleaner.job.take().into_iter().flat_map(|job| job.sources) {
+                if let Some(segment) = self.segments.get_mut(&source) {
+                    segment.sealed_ms = now_ms;
+                }
+            }
         }
     }
 
