@@ -433,7 +433,10 @@ impl Log {
 
     /// When `pump` must be called again at the latest, µs; `None` = after the next append or completion.
     pub fn next_deadline_us(&self) -> Option<u64> {
-        [self.group_deadline_us(), self.flush_deadline_us(), self.mark_deadline_us(), self.retry_deadline_us(), self.cleaner_deadline_us()].into_iter().flatten().min()
+        [self.group_deadline_us(), self.flush_deadline_us(), self.mark_deadline_us(), self.retry_deadline_us(), self.cleaner_deadline_us()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Background work wants another `pump` soon.
@@ -481,7 +484,12 @@ impl Log {
         if self.fence.is_some() {
             return;
         }
-        if self.stop == Stop::Flushing && self.group.is_none() && self.commits.in_flight() == 0 && self.flushed() == self.sequence && self.checkpoint_ending.is_none() {
+        if self.stop == Stop::Flushing
+            && self.group.is_none()
+            && self.commits.in_flight() == 0
+            && self.flushed() == self.sequence
+            && self.checkpoint_ending.is_none()
+        {
             self.stop = Stop::Sealing;
             self.seal_active();
         }

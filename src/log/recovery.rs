@@ -14,8 +14,8 @@ use crate::request::Now;
 
 use super::commit::CommitQueue;
 use super::format::{
-    COMMIT_HEADER_BYTES, CommitHeader, DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, LOG_RECORD_FLAG, LogPoint, LogRecord, Run, SealBlock, SegmentHeader,
-    SegmentKind, block_up, read_directory, seed,
+    COMMIT_HEADER_BYTES, CommitHeader, DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, LOG_RECORD_FLAG, LogPoint, LogRecord, Run, SealBlock,
+    SegmentHeader, SegmentKind, block_up, read_directory, seed,
 };
 use super::index::{FooterCache, Place, RunIndex};
 use super::segment::{Next, Segment, State};
@@ -85,7 +85,10 @@ impl fmt::Display for OpenError {
                  Restore the file, or accept the loss with 'ringmain log repair'"
             ),
             OpenError::MissingSegment { number } => {
-                write!(f, "segment {number} is missing: a file was deleted from the data directory. Restore it, or accept the loss with 'ringmain log repair'")
+                write!(
+                    f,
+                    "segment {number} is missing: a file was deleted from the data directory. Restore it, or accept the loss with 'ringmain log repair'"
+                )
             }
             OpenError::Memory => f.write_str("not enough memory to read the log; raise --memory"),
         }
@@ -172,7 +175,9 @@ impl<'a> SegmentReader<'a> {
         let mut crc = seed(header.salt);
         let mut at = COMMIT_HEADER_BYTES;
         for _ in 0..commit.frame_count {
-            let Ok(frame) = Frame::parse(&bytes[at.min(bytes.len())..]) else { return Ok(Err(format!("no frame at byte {at} of the group"))) };
+            let Ok(frame) = Frame::parse(&bytes[at.min(bytes.len())..]) else {
+                return Ok(Err(format!("no frame at byte {at} of the group")));
+            };
             crc = crc32c::crc32c_append(crc, &frame.bytes()[..ringmain_wire::frame::HEADER_BYTES]);
             if let Err(error) = frame.verify_body() {
                 return Ok(Err(format!("frame at byte {at} of the group: {error}")));
@@ -193,7 +198,13 @@ impl<'a> SegmentReader<'a> {
 }
 
 /// Reads headers and seal blocks of the shard's files.
-pub(super) fn find(volume: &mut dyn Volume, arena: &Arena, files: &[SegmentFile], shard: ShardId, bytes_read: &mut u64) -> Result<Vec<Found>, OpenError> {
+pub(super) fn find(
+    volume: &mut dyn Volume,
+    arena: &Arena,
+    files: &[SegmentFile],
+    shard: ShardId,
+    bytes_read: &mut u64,
+) -> Result<Vec<Found>, OpenError> {
     let mut found = Vec::new();
     let mut buffer = arena.allocate(DATA_START as usize).map_err(|_| OpenError::Memory)?;
     for &file in files.iter().filter(|f| f.written_bytes >= u64::from(DATA_START)) {
@@ -213,7 +224,9 @@ pub(super) fn find(volume: &mut dyn Volume, arena: &Arena, files: &[SegmentFile]
 /// Log segments that belong to an epoch's dead end: behind the point where the next epoch says it ended.
 pub(super) fn dead_numbers(found: &[Found]) -> BTreeSet<u64> {
     let ends: Vec<EpochEnd> = found.iter().map(|f| f.header.previous).filter(|p| p.epoch > 0).collect();
-    let dead = |f: &&Found| ends.iter().any(|end| f.header.epoch == end.epoch && f.header.number > end.segment && f.header.segment_kind() == SegmentKind::Log);
+    let dead = |f: &&Found| {
+        ends.iter().any(|end| f.header.epoch == end.epoch && f.header.number > end.segment && f.header.segment_kind() == SegmentKind::Log)
+    };
     found.iter().filter(dead).map(|f| f.header.number).collect()
 }
 
@@ -250,7 +263,14 @@ impl Log {
     /// Calls `replay` with every frame after the last complete checkpoint, in log order. Reads at most the
     /// headers, the directories, and the segments since that checkpoint. When it returns, a new epoch's
     /// first segment is on stable media.
-    pub fn open(config: LogConfig, arena: Arena, volume: &mut dyn Volume, files: &[SegmentFile], replay: &mut dyn Replay, now: Now) -> Result<Opened, OpenError> {
+    pub fn open(
+        config: LogConfig,
+        arena: Arena,
+        volume: &mut dyn Volume,
+        files: &[SegmentFile],
+        replay: &mut dyn Replay,
+        now: Now,
+    ) -> Result<Opened, OpenError> {
         let mut report = RecoveryReport::default();
         let found = find(volume, &arena, files, config.shard, &mut report.bytes_read)?;
         let dead = dead_numbers(&found);
@@ -286,7 +306,8 @@ impl Log {
         let Scan { mut report, good, declared, swapped_in, swapped_out, scanned, mut indexes, .. } = scan;
         report.was_clean = chain.last().is_some_and(|f| f.seal.is_some()) && report.torn_tail.is_none();
 
-        let live: BTreeSet<u64> = declared.iter().chain(&swapped_in).chain(&scanned).copied().filter(|n| !swapped_out.contains(n)).collect();
+        let live: BTreeSet<u64> =
+            declared.iter().chain(&swapped_in).chain(&scanned).copied().filter(|n| !swapped_out.contains(n)).collect();
         let by_number: HashMap<u64, &Found> = found.iter().map(|f| (f.header.number, f)).collect();
         let mut log = Log {
             epoch: newest_epoch + 1,
@@ -371,7 +392,8 @@ impl Log {
             let len = seal.directory_count as usize * DIRECTORY_ENTRY_BYTES;
             let mut reader = SegmentReader::new(volume, &self.arena, found.file);
             let bytes = reader.bytes(seal.footer_position, len)?.unwrap_or_default();
-            let directory = (crc32c::crc32c_append(seed, bytes) == seal.directory_crc).then(|| read_directory(bytes, seal.directory_count)).flatten();
+            let directory =
+                (crc32c::crc32c_append(seed, bytes) == seal.directory_crc).then(|| read_directory(bytes, seal.directory_count)).flatten();
             let Some(directory) = directory else {
                 let what = "the directory of its footer does not match its checksum".into();
                 return Err(OpenError::Rot { file: found.file.file, segment: number, position: seal.footer_position, what });
@@ -403,13 +425,21 @@ impl Log {
     }
 
     /// Writes the header of the new epoch's first segment: from then on the old end is settled.
-    fn open_epoch(&mut self, volume: &mut dyn Volume, found: &[Found], live: &BTreeSet<u64>, newest_epoch: u32, good: Good) -> Result<(), OpenError> {
+    fn open_epoch(
+        &mut self,
+        volume: &mut dyn Volume,
+        found: &[Found],
+        live: &BTreeSet<u64>,
+        newest_epoch: u32,
+        good: Good,
+    ) -> Result<(), OpenError> {
         let own_free = found.iter().filter(|f| !live.contains(&f.header.number)).map(|f| f.file).max_by_key(|f| f.written_bytes);
         let file = match own_free {
             Some(file) => file,
             None => volume.create((8 << 20).min(u64::from(self.config.segment_bytes)))?,
         };
-        let previous = EpochEnd { epoch: newest_epoch, segment: good.segment, position: good.position, sequence: good.sequence, group_crc: good.crc };
+        let previous =
+            EpochEnd { epoch: newest_epoch, segment: good.segment, position: good.position, sequence: good.sequence, group_crc: good.crc };
         let header = self.open_segment(file, previous, None);
         let mut block = self.arena.allocate(BLOCK_BYTES).map_err(|_| OpenError::Memory)?;
         block.copy_from_slice(&header.to_block());
@@ -420,7 +450,14 @@ impl Log {
 
 impl Scan<'_> {
     /// Scans one segment of the chain; `later`: the ones after it.
-    fn segment(&mut self, volume: &mut dyn Volume, found: &Found, later: &[Found], checkpoint: LogPoint, replay: &mut dyn Replay) -> Result<(), OpenError> {
+    fn segment(
+        &mut self,
+        volume: &mut dyn Volume,
+        found: &Found,
+        later: &[Found],
+        checkpoint: LogPoint,
+        replay: &mut dyn Replay,
+    ) -> Result<(), OpenError> {
         let number = found.header.number;
         let (file, header) = (found.file.file, found.header);
         let next = later.first();
@@ -441,7 +478,8 @@ impl Scan<'_> {
         } else if self.good.unknown {
             self.good.sequence = header.first_sequence - 1;
         }
-        let known_end = later.iter().find(|f| f.header.previous.epoch == header.epoch).map(|f| f.header.previous).filter(|end| end.segment == number);
+        let known_end =
+            later.iter().find(|f| f.header.previous.epoch == header.epoch).map(|f| f.header.previous).filter(|end| end.segment == number);
         let end = sealed.map(|s| s.end_position).or(known_end.map(|end| end.position));
         let mut index = RunIndex::default();
         let arena = self.arena.clone();
@@ -519,7 +557,8 @@ impl Scan<'_> {
     /// further on knows it (or a later one) as flushed, it was on stable media.
     fn judge(&mut self, volume: &mut dyn Volume, found: &Found, later: &[Found], position: u32, what: String) -> Result<(), OpenError> {
         let across = self.config.plant == Some(Plant::SequencesAcrossEpochs);
-        let dead: Vec<Found> = if across { self.found.iter().copied().filter(|f| f.header.number != found.header.number).collect() } else { Vec::new() };
+        let dead: Vec<Found> =
+            if across { self.found.iter().copied().filter(|f| f.header.number != found.header.number).collect() } else { Vec::new() };
         let places = std::iter::once((found, position)).chain(later.iter().chain(&dead).map(|f| (f, DATA_START)));
         let arena = self.arena.clone();
         let mut torn = false;

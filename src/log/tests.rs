@@ -183,7 +183,10 @@ fn append_flushed_is_read_back_hot_and_cold() {
     assert_eq!(frames(&hot).next().unwrap().unwrap().base_offset(), Offset(0));
     assert_eq!(rig.read_all(1, 0), [0]);
     assert_eq!(rig.read_all(2, 0), [0]);
-    assert_eq!(rig.log.locate(PartitionId(1), Offset(3), Offset(3), 100), Located::Runs { extents: vec![], next_offset: Offset(3), bytes: 0 });
+    assert_eq!(
+        rig.log.locate(PartitionId(1), Offset(3), Offset(3), 100),
+        Located::Runs { extents: vec![], next_offset: Offset(3), bytes: 0 }
+    );
 }
 
 #[test]
@@ -202,7 +205,10 @@ fn groups_survive_power_loss_once_flushed() {
     for partition in 1..4u32 {
         let offsets = rig.read_all(partition, 0);
         assert!(offsets.is_sorted() && !offsets.is_empty());
-        assert_eq!(rig.log.locate(PartitionId(partition), Offset(ends[partition as usize]), Offset(u64::MAX), 1), Located::Runs { extents: vec![], next_offset: Offset(ends[partition as usize]), bytes: 0 });
+        assert_eq!(
+            rig.log.locate(PartitionId(partition), Offset(ends[partition as usize]), Offset(u64::MAX), 1),
+            Located::Runs { extents: vec![], next_offset: Offset(ends[partition as usize]), bytes: 0 }
+        );
     }
 }
 
