@@ -1,6 +1,8 @@
 //! Replies as bytes: an envelope and a body, appended to the outbox.
 
-use ringmain_wire::control::{self, CONTROL_VERSION, ErrorReply, FetchReply, ListOffsetsReply, MetadataReply, ProduceReply, ProducerGrant, ReadOffsetReply};
+use ringmain_wire::control::{
+    self, CONTROL_VERSION, ErrorReply, FetchReply, ListOffsetsReply, MetadataReply, ProduceReply, ProducerGrant, ReadOffsetReply,
+};
 use ringmain_wire::envelope::flags;
 use ringmain_wire::{Envelope, ErrorCode, Op};
 use rkyv::Serialize;

@@ -10,10 +10,14 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-use ringmain_wire::control::{self, ControlError, CreateTopic, FetchRequest, Hello, HelloReply, ListOffsets, MetadataRequest, StatsRequest};
+use ringmain_wire::control::{
+    self, ControlError, CreateTopic, FetchRequest, Hello, HelloReply, ListOffsets, MetadataRequest, StatsRequest,
+};
 use ringmain_wire::envelope::flags;
 use ringmain_wire::record::{BATCH_PREFIX_BYTES, RECORD_HEADER_BYTES};
-use ringmain_wire::{Envelope, ErrorCode, Format, Frame, FrameError, FrameHeader, Offset, Op, PROTOCOL_VERSION, PartitionId, ProducerId, frame};
+use ringmain_wire::{
+    Envelope, ErrorCode, Format, Frame, FrameError, FrameHeader, Offset, Op, PROTOCOL_VERSION, PartitionId, ProducerId, frame,
+};
 use rkyv::Portable;
 use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
@@ -80,7 +84,10 @@ impl NativeSession {
     fn hello(&mut self, envelope: &Envelope, body: &[u8], out: &mut Outbox) -> Result<(), Failure> {
         let hello: Hello = control::read_open(body).map_err(control_failure)?;
         if hello.protocol_version == 0 {
-            return Err(Failure::new(ErrorCode::UnsupportedVersion, format!("protocol version 0 does not exist; this broker speaks 1 to {PROTOCOL_VERSION}")));
+            return Err(Failure::new(
+                ErrorCode::UnsupportedVersion,
+                format!("protocol version 0 does not exist; this broker speaks 1 to {PROTOCOL_VERSION}"),
+            ));
         }
         if hello.client_name.len() > CLIENT_NAME_MAX_BYTES {
             return Err(Failure::new(
@@ -177,7 +184,10 @@ fn parse<'a>(envelope: &Envelope, body: &'a [u8]) -> Result<Request<'a>, Failure
         return Err(Failure::new(ErrorCode::MalformedRequest, "the request is flagged as a reply"));
     }
     let Some(op) = Op::from_number(envelope.op) else {
-        return Err(Failure::new(ErrorCode::UnsupportedOp, format!("op {} is not known to this broker; it may be older than the client", envelope.op)));
+        return Err(Failure::new(
+            ErrorCode::UnsupportedOp,
+            format!("op {} is not known to this broker; it may be older than the client", envelope.op),
+        ));
     };
     match op {
         Op::Produce => produce(body),
@@ -259,7 +269,11 @@ fn produce(body: &[u8]) -> Result<Request<'_>, Failure> {
     // Each record takes at least its header: an absurd count would burn offsets.
     let least_bytes = BATCH_PREFIX_BYTES as u64 + u64::from(producer.record_count) * RECORD_HEADER_BYTES as u64;
     if (frame.body().len() as u64) < least_bytes {
-        return refused(format!("{} records need at least {least_bytes} bytes, the body has {}", producer.record_count, frame.body().len()));
+        return refused(format!(
+            "{} records need at least {least_bytes} bytes, the body has {}",
+            producer.record_count,
+            frame.body().len()
+        ));
     }
     Ok(Request::Produce { frame })
 }
