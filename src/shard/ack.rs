@@ -35,13 +35,13 @@ pub struct AckQueue {
 }
 
 impl AckQueue {
-    /// To be acknowledged when commit group `sequence` is; not before any that was pushed earlier.
+    /// To be acknowledged when commit group `sequence` is, and not before any that was pushed earlier.
     #[inline]
     pub fn push(&mut self, sequence: u64, append_time_ms: i64, origin: Origin, base_offset: Offset, duplicate: bool) {
         match self.runs.back_mut() {
-            Some(run) if run.sequence == sequence && run.append_time_ms == append_time_ms => run.count += 1,
+            Some(run) if run.sequence >= sequence && run.append_time_ms == append_time_ms => run.count += 1,
             back => {
-                debug_assert!(back.is_none_or(|run| run.sequence <= sequence), "acknowledgements out of order");
+                let sequence = back.map_or(sequence, |run| run.sequence.max(sequence));
                 self.runs.push_back(Run { sequence, append_time_ms, count: 1 });
             }
         }
@@ -105,12 +105,15 @@ struct Advance {
 }
 
 impl Advances {
-    /// `partition` is readable up to `end` once group `sequence` is acknowledged.
+    /// `partition` is readable up to `end` once group `sequence` is acknowledged, and not before what was pushed earlier.
     #[inline]
     pub fn push(&mut self, sequence: u64, partition: PartitionId, end: Offset) {
         match self.queue.back_mut() {
-            Some(back) if back.sequence == sequence && back.partition == partition => back.end = end,
-            _ => self.queue.push_back(Advance { sequence, end, partition }),
+            Some(back) if back.sequence >= sequence && back.partition == partition => back.end = end,
+            back => {
+                let sequence = back.map_or(sequence, |back| back.sequence.max(sequence));
+                self.queue.push_back(Advance { sequence, end, partition });
+            }
         }
     }
 

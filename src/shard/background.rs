@@ -247,12 +247,11 @@ impl Shard {
             return;
         }
         let log_start = partition.log_start;
-        let Some(oldest) = self.log.oldest(id) else { return };
-        let age_ms = u64::try_from(now.wall_ms.saturating_sub(oldest.largest_append_time_ms)).unwrap_or(0);
+        let Some((offset, append_time_ms, oldest_bytes)) = self.log.oldest(id) else { return };
+        let age_ms = u64::try_from(now.wall_ms.saturating_sub(append_time_ms)).unwrap_or(0);
         let is_too_old = config.retention_ms.is_some_and(|ms| age_ms > ms);
-        let rest_bytes = self.log.partition_bytes(id).saturating_sub(oldest.bytes);
+        let rest_bytes = self.log.partition_bytes(id).saturating_sub(oldest_bytes);
         let is_too_much = config.retention_bytes.is_some_and(|bytes| rest_bytes >= bytes);
-        let offset = oldest.end_offset;
         if !(is_too_old || is_too_much) || offset > high_watermark || offset <= log_start {
             return;
         }

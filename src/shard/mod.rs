@@ -156,7 +156,7 @@ pub enum OpenError {
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            OpenError::Log(error) => write!(f, "{error:?}"),
+            OpenError::Log(error) => write!(f, "{error}"),
             OpenError::List(error) => write!(f, "listing segment files: {error}"),
             OpenError::State { message } => f.write_str(message),
         }
@@ -587,6 +587,10 @@ impl Shard {
         match error {
             AppendError::Busy => return Err(Busy),
             AppendError::DiskFull => self.fail(origin, ErrorCode::DiskFull.into()),
+            AppendError::TooLarge { limit_bytes } => {
+                let message = format!("a segment of this broker takes batches of up to {limit_bytes} bytes; raise --segment-bytes");
+                self.fail(origin, Failure::new(ErrorCode::MessageTooLarge, message));
+            }
             AppendError::Fenced(fault) => {
                 self.fault.get_or_insert(fault);
                 let failure = self.fenced_failure();
@@ -625,7 +629,7 @@ impl Shard {
 
     /// `core` is the router's to fill in.
     fn stats(&self) -> control::ShardStats {
-        let log = self.log.counters();
+        let (log, (segments, _)) = (self.log.counters(), self.log.depth());
         control::ShardStats {
             shard: self.config.shard.0,
             core: 0,
@@ -633,9 +637,9 @@ impl Shard {
             bytes_in: self.counters.bytes_in,
             bytes_out: self.counters.bytes_out,
             commits: log.commits,
-            device_bytes_written: log.device_bytes_written,
-            device_bytes_read: log.device_bytes_read,
-            segments: log.segments,
+            device_bytes_written: log.bytes_written,
+            device_bytes_read: log.bytes_read,
+            segments: segments as u64,
             fenced: self.fault.map_or_else(String::new, |fault| fault.to_string()),
         }
     }

@@ -34,6 +34,8 @@ pub struct Partition {
     pub reserved_end: Offset,
     /// `reserved_end` once the newest record about it is durable.
     pub reserved_end_logged: Offset,
+    /// Commit group of that record.
+    pub reserved_sequence: u64,
     /// Reserve more when `next_offset` comes here; out of reach in `durable` partitions.
     pub reserve_at: Offset,
     /// Bytes of frames appended since start, padding included: tells waiting fetches when to look.
@@ -60,6 +62,7 @@ impl Partition {
             high_watermark: Offset(0),
             reserved_end: Offset(0),
             reserved_end_logged: Offset(0),
+            reserved_sequence: 0,
             reserve_at: Offset(0),
             appended_bytes: 0,
             producers: None,

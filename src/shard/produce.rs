@@ -94,7 +94,7 @@ impl Shard {
         let is_reserved = end <= partition.reserved_end;
         match partition.config.durability {
             Durability::Memory if is_reserved => {
-                partition.high_watermark = end;
+                partition.high_watermark = partition.high_watermark.max(end);
                 self.acks_now.push(0, now.wall_ms, origin, next_offset, false);
                 if partition.waiting != NONE {
                     self.woken.push(id);
@@ -104,8 +104,14 @@ impl Shard {
                 self.acks_on_write.push(sequence, now.wall_ms, origin, next_offset, false);
                 self.advances_on_write.push(sequence, id, end);
             }
-            // Not reserved yet: the reservation lies before this frame in the log, so a flush covers both.
-            Durability::Durable | Durability::Written | Durability::Memory => {
+            // Not durably reserved yet: what `memory` needs is the reservation alone, …
+            Durability::Memory => {
+                let sequence = partition.reserved_sequence;
+                self.acks_on_flush.push(sequence, now.wall_ms, origin, next_offset, false);
+                self.advances_on_flush.push(sequence, id, end);
+            }
+            // … and it lies before this frame in the log, so a flush of the frame covers both.
+            Durability::Durable | Durability::Written => {
                 self.acks_on_flush.push(sequence, now.wall_ms, origin, next_offset, false);
                 self.advances_on_flush.push(sequence, id, end);
             }
@@ -160,8 +166,9 @@ impl Shard {
         let logged = self.log_state(&record, Some(Deferred::Reserved { partition: id, end: reserved_end }), now);
         let Some(partition) = self.partitions.get_mut(id) else { return Ok(()) };
         match logged {
-            Ok(_) => {
+            Ok(sequence) => {
                 partition.reserved_end_logged = reserved_end;
+                partition.reserved_sequence = sequence;
                 partition.plan_reservation();
                 Ok(())
             }

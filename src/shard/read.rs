@@ -73,11 +73,14 @@ impl Shard {
         } else {
             match self.log.locate(fetch.partition, fetch.from, high_watermark, fetch.max_bytes) {
                 Located::Wait { segment } => return self.wait_for_footer(segment, FooterWait::Fetch(wait)),
-                Located::Runs { extents, next_offset, bytes } => self.readable(Found { extents, next_offset, bytes }, high_watermark),
+                Located::Runs { extents, next_offset, bytes } => {
+                    self.readable(Found { extents, next_offset, bytes }, fetch.from, high_watermark)
+                }
             }
         };
         let min_bytes = fetch.min_bytes.min(fetch.max_bytes);
-        let is_enough = found.bytes >= min_bytes || found.next_offset < high_watermark;
+        let is_cut = found.bytes > 0 && found.next_offset < high_watermark;
+        let is_enough = found.bytes >= min_bytes || is_cut;
         if is_enough || now.monotonic_us >= deadline_us || self.stopping {
             return self.answer_fetch(wait, found, log_start, high_watermark);
         }
@@ -93,14 +96,16 @@ impl Shard {
     }
 
     /// Cuts off what isn't readable yet: the last run may go beyond the high watermark while its group is open.
-    fn readable(&self, mut found: Found, high_watermark: Offset) -> Found {
+    fn readable(&self, mut found: Found, from: Offset, high_watermark: Offset) -> Found {
         while found.next_offset > high_watermark {
             let Some(last) = found.extents.pop() else { break };
             found.bytes -= last.len;
-            let frames = self.log.hot_bytes(last).map(frame::frames);
-            let (mut len, mut first, mut end) = (0, None, None);
-            for frame in frames.into_iter().flatten().map_while(Result::ok) {
-                first.get_or_insert(frame.base_offset());
+            let Some(bytes) = self.log.hot_bytes(last) else {
+                // Written, gone from the tail cache, and its flush isn't reported yet: it is soon.
+                return Found { extents: Vec::new(), next_offset: from, bytes: 0 };
+            };
+            let (mut len, mut end) = (0, None);
+            for frame in frame::frames(bytes).map_while(Result::ok) {
                 if frame.end_offset() > high_watermark {
                     break;
                 }
@@ -113,7 +118,7 @@ impl Shard {
                 found.next_offset = end;
                 break;
             }
-            found.next_offset = first.unwrap_or(high_watermark).min(high_watermark);
+            found.next_offset = high_watermark;
         }
         if found.extents.is_empty() {
             // A gap up to the end (offsets reserved before a crash): the reader goes on behind it.
@@ -251,7 +256,7 @@ impl Shard {
         match self.log.locate_time(id, timestamp_ms, high_watermark) {
             LocatedTime::Wait { segment } => self.wait_for_footer(segment, FooterWait::Time { origin, partition: id, timestamp_ms }),
             LocatedTime::None => self.answer_time(origin, id, None),
-            LocatedTime::Run { extent } => match self.log.hot_bytes(extent) {
+            LocatedTime::Run(extent) => match self.log.hot_bytes(extent) {
                 Some(bytes) => {
                     let found = first_record_since(bytes, timestamp_ms);
                     self.answer_time(origin, id, found);

@@ -6,7 +6,7 @@ use ringmain_wire::{ErrorCode, Offset, PartitionId};
 use super::catalog::{Catalog, CatalogChange, CatalogLimits, partition_config};
 use super::partition::{NONE, Partition};
 use super::state_record::StateRecord;
-use super::{Busy, Deferred, Shard};
+use super::{Busy, DEFERRED_MAX, Deferred, Shard};
 use crate::request::{Failure, Now, Origin, PartitionConfig, Reply};
 
 impl Shard {
@@ -19,6 +19,13 @@ impl Shard {
         }
         for topic in catalog.topics() {
             self.configure(&topic.partitions, partition_config(&topic.config));
+        }
+        // Of what was deleted before the last checkpoint only the log still knows: dead space.
+        let (_, next_partition) = catalog.next_numbers();
+        for id in (1..next_partition).map(PartitionId) {
+            if self.log.partition_bytes(id) > 0 && self.partitions.get(id).is_none() {
+                self.log.drop_partition(id);
+            }
         }
     }
 
@@ -74,6 +81,9 @@ impl Shard {
                 return Ok(());
             }
         };
+        if self.deferred.len() >= DEFERRED_MAX {
+            return Err(Busy);
+        }
         let record = StateRecord::Catalog(change);
         let sequence = match self.log_state(&record, None, now) {
             Ok(sequence) => sequence,
