@@ -73,6 +73,8 @@ pub struct LogConfig {
     pub clean_bytes_per_second: u64,
     /// Random; seeds the salts of new segments.
     pub entropy: u64,
+    /// `ringmain log repair`: a damaged group is cut off with everything behind it, acknowledged or not.
+    pub accept_loss: bool,
     /// A deliberate mistake, for the simulator to catch.
     pub plant: Option<Plant>,
 }
@@ -98,6 +100,7 @@ impl LogConfig {
             clean_mixed_after_ms: 600_000,
             clean_bytes_per_second: 64 << 20,
             entropy: 0,
+            accept_loss: false,
             plant: None,
         }
     }

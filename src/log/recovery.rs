@@ -232,13 +232,74 @@ pub(super) fn dead_numbers(found: &[Found]) -> BTreeSet<u64> {
 
 /// Where a scan stands: the last good group.
 #[derive(Clone, Copy, Debug, Default)]
-struct Good {
-    sequence: u64,
-    crc: u32,
+pub(super) struct Good {
+    pub sequence: u64,
+    pub crc: u32,
     /// Nothing has been scanned yet, so the first group's `previous_crc` can't be judged.
     unknown: bool,
-    segment: u64,
-    position: u32,
+    pub segment: u64,
+    pub position: u32,
+}
+
+/// What the files of a shard hold, before anything is changed.
+pub(super) struct Survey {
+    pub report: RecoveryReport,
+    /// Every segment file of the shard, dead ones too, in order of number.
+    pub found: Vec<Found>,
+    /// Numbers of the segments that count.
+    pub live: BTreeSet<u64>,
+    pub good: Good,
+    /// Of live segments without a footer: runs, end of groups, last sequence, last checksum.
+    pub indexes: HashMap<u64, (RunIndex, u32, u64, u32)>,
+    pub checkpoint: LogPoint,
+    pub newest_epoch: u32,
+}
+
+/// Finds the shard's segments, replays them from the last complete checkpoint, judges the tail. Changes nothing.
+pub(super) fn survey(
+    config: &LogConfig,
+    arena: &Arena,
+    volume: &mut dyn Volume,
+    files: &[SegmentFile],
+    replay: &mut dyn Replay,
+) -> Result<Survey, OpenError> {
+    let mut report = RecoveryReport::default();
+    let found = find(volume, arena, files, config.shard, &mut report.bytes_read)?;
+    let dead = dead_numbers(&found);
+    let log_segments: Vec<Found> =
+        found.iter().copied().filter(|f| f.header.segment_kind() == SegmentKind::Log && !dead.contains(&f.header.number)).collect();
+    let pointers = found.iter().flat_map(|f| [Some(f.header.checkpoint), f.seal.map(|s| s.checkpoint)]).flatten();
+    let checkpoint = pointers.filter(|p| p.segment > 0).max_by_key(|p| p.sequence).unwrap_or_default();
+    let newest_epoch = found.iter().map(|f| f.header.epoch).max().unwrap_or(0);
+
+    let mut scan = Scan {
+        config,
+        arena,
+        report,
+        found: found.clone(),
+        good: Good { unknown: true, ..Good::default() },
+        declared: BTreeSet::new(),
+        swapped_in: BTreeSet::new(),
+        swapped_out: BTreeSet::new(),
+        scanned: BTreeSet::new(),
+        cut: false,
+        indexes: HashMap::new(),
+    };
+    if checkpoint.segment > 0 && !log_segments.iter().any(|f| f.header.number == checkpoint.segment) {
+        return Err(OpenError::MissingSegment { number: checkpoint.segment });
+    }
+    let chain: Vec<Found> = log_segments.iter().copied().filter(|f| f.header.number >= checkpoint.segment).collect();
+    for (at, segment) in chain.iter().enumerate() {
+        scan.segment(volume, segment, &chain[at + 1..], checkpoint, replay)?;
+        if scan.cut {
+            break;
+        }
+    }
+    let Scan { mut report, good, declared, swapped_in, swapped_out, scanned, indexes, .. } = scan;
+    report.was_clean = chain.last().is_some_and(|f| f.seal.is_some()) && report.torn_tail.is_none();
+
+    let live: BTreeSet<u64> = declared.iter().chain(&swapped_in).chain(&scanned).copied().filter(|n| !swapped_out.contains(n)).collect();
+    Ok(Survey { report, found, live, good, indexes, checkpoint, newest_epoch })
 }
 
 struct Scan<'a> {
@@ -271,43 +332,8 @@ impl Log {
         replay: &mut dyn Replay,
         now: Now,
     ) -> Result<Opened, OpenError> {
-        let mut report = RecoveryReport::default();
-        let found = find(volume, &arena, files, config.shard, &mut report.bytes_read)?;
-        let dead = dead_numbers(&found);
-        let log_segments: Vec<Found> =
-            found.iter().copied().filter(|f| f.header.segment_kind() == SegmentKind::Log && !dead.contains(&f.header.number)).collect();
-        let pointers = found.iter().flat_map(|f| [Some(f.header.checkpoint), f.seal.map(|s| s.checkpoint)]).flatten();
-        let checkpoint = pointers.filter(|p| p.segment > 0).max_by_key(|p| p.sequence).unwrap_or_default();
-        let newest_epoch = found.iter().map(|f| f.header.epoch).max().unwrap_or(0);
-
-        let mut scan = Scan {
-            config: &config,
-            arena: &arena,
-            report,
-            found: found.clone(),
-            good: Good { unknown: true, ..Good::default() },
-            declared: BTreeSet::new(),
-            swapped_in: BTreeSet::new(),
-            swapped_out: BTreeSet::new(),
-            scanned: BTreeSet::new(),
-            cut: false,
-            indexes: HashMap::new(),
-        };
-        if checkpoint.segment > 0 && !log_segments.iter().any(|f| f.header.number == checkpoint.segment) {
-            return Err(OpenError::MissingSegment { number: checkpoint.segment });
-        }
-        let chain: Vec<Found> = log_segments.iter().copied().filter(|f| f.header.number >= checkpoint.segment).collect();
-        for (at, segment) in chain.iter().enumerate() {
-            scan.segment(volume, segment, &chain[at + 1..], checkpoint, replay)?;
-            if scan.cut {
-                break;
-            }
-        }
-        let Scan { mut report, good, declared, swapped_in, swapped_out, scanned, mut indexes, .. } = scan;
-        report.was_clean = chain.last().is_some_and(|f| f.seal.is_some()) && report.torn_tail.is_none();
-
-        let live: BTreeSet<u64> =
-            declared.iter().chain(&swapped_in).chain(&scanned).copied().filter(|n| !swapped_out.contains(n)).collect();
+        let Survey { mut report, found, live, good, mut indexes, checkpoint, newest_epoch } =
+            survey(&config, &arena, volume, files, replay)?;
         let by_number: HashMap<u64, &Found> = found.iter().map(|f| (f.header.number, f)).collect();
         let mut log = Log {
             epoch: newest_epoch + 1,
@@ -388,7 +414,12 @@ impl Log {
             damaged: false,
             state: State::Active,
         };
-        let directory = if let Some(seal) = found.seal {
+        let directory = if let Some((index, end_position, last_sequence, last_group_crc)) = scanned {
+            (segment.end_position, segment.last_sequence, segment.last_group_crc) = (end_position, last_sequence, last_group_crc);
+            let directory = index.directory();
+            segment.state = State::Sealing { index, footer: Vec::new(), directory_count: 0, written: 0, in_flight: false, sealing: false };
+            directory
+        } else if let Some(seal) = found.seal {
             let len = seal.directory_count as usize * DIRECTORY_ENTRY_BYTES;
             let mut reader = SegmentReader::new(volume, &self.arena, found.file);
             let bytes = reader.bytes(seal.footer_position, len)?.unwrap_or_default();
@@ -406,11 +437,6 @@ impl Log {
                 footer_crc: seal.footer_crc,
                 directory_count: seal.directory_count,
             };
-            directory
-        } else if let Some((index, end_position, last_sequence, last_group_crc)) = scanned {
-            (segment.end_position, segment.last_sequence, segment.last_group_crc) = (end_position, last_sequence, last_group_crc);
-            let directory = index.directory();
-            segment.state = State::Sealing { index, footer: Vec::new(), directory_count: 0, written: 0, in_flight: false, sealing: false };
             directory
         } else {
             let what = "it has no footer though a later checkpoint relies on it".into();
@@ -470,7 +496,10 @@ impl Scan<'_> {
             (self.good.segment, self.good.position) = (number, DATA_START);
         }
         // A sealed segment brings its index in its footer: only what the checkpoint doesn't cover is replayed.
-        let sealed = found.seal;
+        let known_end =
+            later.iter().find(|f| f.header.previous.epoch == header.epoch).map(|f| f.header.previous).filter(|end| end.segment == number);
+        // … unless a repair has cut it short.
+        let sealed = found.seal.filter(|s| !self.config.accept_loss && known_end.is_none_or(|end| end.position >= s.end_position));
         let mut position = DATA_START;
         if number == checkpoint.segment && sealed.is_some() {
             position = checkpoint.position;
@@ -513,6 +542,11 @@ impl Scan<'_> {
         let Some(what) = bad else { return Ok(()) };
         // The writer went on in the next segment of the same epoch: nothing is missing here.
         if end.is_none() && next.is_some_and(|n| n.header.epoch == header.epoch && n.header.first_sequence == self.good.sequence + 1) {
+            return Ok(());
+        }
+        if self.config.accept_loss {
+            self.cut = true;
+            self.report.torn_tail = Some((file, number, position));
             return Ok(());
         }
         if end.is_some() || next.is_some_and(|n| n.header.epoch != header.epoch) {
