@@ -13,10 +13,16 @@
 
 pub mod arena;
 pub mod fallback;
+mod in_flight;
+pub mod janitor;
 pub mod probe;
 pub mod sim;
 pub mod uring;
 pub mod volume;
+pub mod wake;
+
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;
