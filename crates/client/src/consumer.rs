@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use ringmain_wire::control::{
-    CONTROL_VERSION, CommitOffset, EARLIEST, FetchReply, FetchRequest, LATEST, ListOffsets, ListOffsetsReply, MetadataReply, MetadataRequest,
-    ReadOffset, ReadOffsetReply, read_open, write_open,
+    CONTROL_VERSION, CommitOffset, EARLIEST, FetchReply, FetchRequest, LATEST, ListOffsets, ListOffsetsReply, MetadataReply,
+    MetadataRequest, ReadOffset, ReadOffsetReply, read_open, write_open,
 };
 use ringmain_wire::frame::{self, HEADER_BYTES};
 use ringmain_wire::{ErrorCode, Format, Frame, Op, Records};
@@ -200,7 +200,8 @@ pub struct ConsumerMachine {
     arrived: VecDeque<Arrived>,
     errors: VecDeque<ConsumeError>,
     commit_error: Option<ConsumeError>,
-    turn: usize,
+    /// Indexes of the partitions, the one that fetched longest ago first.
+    order: VecDeque<u32>,
     next_fetch_id: u64,
     /// Bytes asked for or received and not handed out yet.
     reserved_bytes: usize,
@@ -251,6 +252,13 @@ enum Start {
     Known,
 }
 
+/// What came of trying to ask something for a partition.
+enum Asked {
+    Yes,
+    Nothing,
+    NoBudget,
+}
+
 #[derive(Debug)]
 struct Fetch {
     id: u64,
@@ -288,7 +296,7 @@ impl ConsumerMachine {
             arrived: VecDeque::new(),
             errors: VecDeque::new(),
             commit_error: None,
-            turn: 0,
+            order: VecDeque::new(),
             next_fetch_id: 0,
             reserved_bytes: 0,
             metadata_wanted: false,
@@ -326,6 +334,7 @@ impl ConsumerMachine {
                 partition.begin_at(offset);
             }
             self.partitions.push(partition);
+            self.order.push_front(index as u32);
         }
     }
 
@@ -470,44 +479,54 @@ impl ConsumerMachine {
 
     /// Queues requests for the partitions on `port` while the session and the budget have room.
     fn fill(&mut self, port: u16, now: Instant) {
-        let (count, max_bytes) = (self.partitions.len(), self.fetch_bytes());
-        for step in 0..count {
-            let index = (self.turn + step) % count;
-            if self.topic.partitions[index].port != port || !self.partitions[index].read {
+        let max_bytes = self.fetch_bytes();
+        let mut claimed_bytes = 0;
+        for index in self.order.clone() {
+            let index = index as usize;
+            let other = self.topic.partitions[index].port;
+            if other != port {
+                // Budget goes to whoever fetched longest ago, also when another connection is being filled.
+                let wants = self.partitions[index].wants_fetch(now, &self.config);
+                if wants && self.links.ready_session(other).is_some_and(|session| session.has_room()) {
+                    claimed_bytes += max_bytes as usize;
+                }
                 continue;
             }
-            while self.links.ready_session(port).is_some_and(|session| session.has_room()) {
-                if !self.ask(index, port, max_bytes, now) {
-                    break;
+            loop {
+                if self.links.ready_session(port).is_none_or(|session| !session.has_room()) {
+                    return;
+                }
+                match self.ask(index, port, max_bytes, claimed_bytes, now) {
+                    Asked::Yes => {}
+                    Asked::Nothing => break,
+                    Asked::NoBudget => {
+                        claimed_bytes = self.config.fetch_ahead_bytes;
+                        break;
+                    }
                 }
             }
-            if self.links.ready_session(port).is_none_or(|session| !session.has_room()) {
-                self.turn = index;
-                return;
-            }
         }
-        self.turn = (self.turn + 1) % count.max(1);
     }
 
-    /// Makes the next request for a partition; whether there was one to make.
-    fn ask(&mut self, index: usize, port: u16, max_bytes: u32, now: Instant) -> bool {
+    /// Makes the next request for a partition.
+    fn ask(&mut self, index: usize, port: u16, max_bytes: u32, claimed_bytes: usize, now: Instant) -> Asked {
         let partition_index = index as u32;
         let partition_id = self.topic.partitions[index].partition;
         let partition = &mut self.partitions[index];
-        if partition.retry_at.is_some_and(|at| at > now) {
-            return false;
+        if !partition.read || partition.retry_at.is_some_and(|at| at > now) {
+            return Asked::Nothing;
         }
-        let Some(session) = self.links.ready_session(port) else { return false };
+        let Some(session) = self.links.ready_session(port) else { return Asked::Nothing };
         let mut body = Vec::new();
         if let (Some(offset), false, Some(name)) = (partition.commit, partition.commit_asked, &self.config.name) {
             let metadata = String::new();
             write_open(&CommitOffset { consumer: name.clone(), partition: partition_id, offset, metadata }, &mut body);
             session.request(Op::CommitOffset, Purpose::Commit { partition_index, offset }, now, Duration::ZERO, &body);
             partition.commit_asked = true;
-            return true;
+            return Asked::Yes;
         }
         if partition.halted {
-            return false;
+            return Asked::Nothing;
         }
         let seek = partition.seek;
         if let Start::Unknown(from) = partition.start {
@@ -516,7 +535,7 @@ impl ConsumerMachine {
                 (StartFrom::Committed, Some(name)) => {
                     write_open(&ReadOffset { consumer: name.clone(), partition: partition_id }, &mut body);
                     session.request(Op::ReadOffset, Purpose::ReadOffset { partition_index, seek }, now, Duration::ZERO, &body);
-                    return true;
+                    return Asked::Yes;
                 }
                 (StartFrom::End, _) => LATEST,
                 (StartFrom::Timestamp(timestamp_ms), _) => timestamp_ms.max(0),
@@ -524,13 +543,17 @@ impl ConsumerMachine {
             };
             let request = ListOffsets { version: CONTROL_VERSION, reserved: 0, partition: partition_id, timestamp_ms };
             session.request(Op::ListOffsets, Purpose::ListOffsets { partition_index, seek }, now, Duration::ZERO, &request.to_bytes());
-            return true;
+            return Asked::Yes;
         }
-        let Some(from) = partition.fetch_from else { return false };
-        let budget_left = self.reserved_bytes == 0 || self.reserved_bytes + max_bytes as usize <= self.config.fetch_ahead_bytes;
-        if partition.fetches.len() >= self.config.fetches_ahead || !budget_left {
-            return false;
+        let Some(from) = partition.fetch_from.filter(|_| partition.fetches.len() < self.config.fetches_ahead) else {
+            return Asked::Nothing;
+        };
+        let taken_bytes = self.reserved_bytes + claimed_bytes;
+        if taken_bytes > 0 && taken_bytes + max_bytes as usize > self.config.fetch_ahead_bytes {
+            return Asked::NoBudget;
         }
+        self.order.retain(|other| *other != partition_index);
+        self.order.push_back(partition_index);
         // The first answer of a partition says where its end is: nobody should have to wait for that.
         let max_wait = if partition.high_watermark.is_some() { self.config.max_wait } else { Duration::ZERO };
         let id = self.next_fetch_id;
@@ -551,7 +574,7 @@ impl ConsumerMachine {
         let reserved_bytes = max_bytes as usize;
         partition.fetches.push_back(Fetch { id, from, reserved_bytes, head: None, body: None });
         self.reserved_bytes += reserved_bytes;
-        true
+        Asked::Yes
     }
 
     fn ask_metadata(&mut self, port: u16, now: Instant) {
@@ -746,6 +769,12 @@ impl ConsumerMachine {
 }
 
 impl Partition {
+    /// Whether only budget and connection stand between this partition and its next fetch.
+    fn wants_fetch(&self, now: Instant, config: &ConsumerConfig) -> bool {
+        let may = self.read && !self.halted && self.start == Start::Known && self.retry_at.is_none_or(|at| at <= now);
+        may && self.fetch_from.is_some() && self.fetches.len() < config.fetches_ahead
+    }
+
     fn begin_at(&mut self, offset: u64) {
         self.seek += 1;
         self.start = Start::Known;
@@ -806,13 +835,23 @@ fn open_reply(partition_index: u32, partition_id: u32, position: u64, head: &Fet
 }
 
 /// Where a frame's records are; `None` = nothing in it is for the caller.
-fn check_frame(partition_index: u32, partition_id: u32, position: u64, at_bytes: usize, frame: &Frame<'_>) -> Result<Option<FrameSpan>, ConsumeError> {
+fn check_frame(
+    partition_index: u32,
+    partition_id: u32,
+    position: u64,
+    at_bytes: usize,
+    frame: &Frame<'_>,
+) -> Result<Option<FrameSpan>, ConsumeError> {
     let bad = |error| ConsumeError::Frame { partition_index, offset: position, error };
     frame.verify_header().map_err(bad)?;
     let offset = frame.base_offset().0;
     let record_count = frame.header.producer.record_count;
     let next_offset = offset.checked_add(u64::from(record_count));
-    let next_offset = next_offset.ok_or_else(|| ConsumeError::BadReply { partition_index, offset: position, problem: format!("offset {offset} is impossible") })?;
+    let next_offset = next_offset.ok_or_else(|| ConsumeError::BadReply {
+        partition_index,
+        offset: position,
+        problem: format!("offset {offset} is impossible"),
+    })?;
     if frame.partition().0 != partition_id {
         let problem = format!("a batch of partition number {} came, {partition_id} was asked for", frame.partition());
         return Err(ConsumeError::BadReply { partition_index, offset: position, problem });

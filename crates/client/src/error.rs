@@ -99,12 +99,20 @@ impl fmt::Display for SessionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SessionError::ReplyTooLarge { len, limit_bytes } => {
-                write!(f, "a reply of {len} bytes was announced, at most {limit_bytes} are taken; raise max_reply_bytes if the topic's max.message.bytes is that large")
+                write!(
+                    f,
+                    "a reply of {len} bytes was announced, at most {limit_bytes} are taken; raise max_reply_bytes if the topic's max.message.bytes is that large"
+                )
             }
             SessionError::NotAReply { op, flags } => {
-                write!(f, "expected a reply, got operation {op} with flags {flags:#06x}; is this the broker's native port (7171 by default)?")
+                write!(
+                    f,
+                    "expected a reply, got operation {op} with flags {flags:#06x}; is this the broker's native port (7171 by default)?"
+                )
             }
-            SessionError::UnknownCorrelation { correlation } => write!(f, "reply to request {correlation}, which isn't open on this connection"),
+            SessionError::UnknownCorrelation { correlation } => {
+                write!(f, "reply to request {correlation}, which isn't open on this connection")
+            }
             SessionError::WrongOp { expected, got } => write!(f, "reply of operation {got} to a request of operation {expected:?}"),
             SessionError::Malformed { op, error } => write!(f, "the reply to {op:?} can't be read: {error}"),
             SessionError::VersionTooNew { offered, got } => {
@@ -112,7 +120,10 @@ impl fmt::Display for SessionError {
             }
             SessionError::Refused(error) => write!(f, "the broker refused the connection: {error}"),
             SessionError::OtherCluster { expected, got } => {
-                write!(f, "another broker answers: cluster {got:#x} instead of {expected:#x}; start again with a new client if that is meant")
+                write!(
+                    f,
+                    "another broker answers: cluster {got:#x} instead of {expected:#x}; start again with a new client if that is meant"
+                )
             }
             SessionError::TimedOut { op, after } => write!(f, "no answer to {op:?} for {after:?}"),
         }
@@ -292,9 +303,14 @@ pub enum MetadataError {
 impl fmt::Display for MetadataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MetadataError::UnknownTopic { topic } => write!(f, "there is no topic '{topic}' (any more); create it first (ringmain topic create)"),
+            MetadataError::UnknownTopic { topic } => {
+                write!(f, "there is no topic '{topic}' (any more); create it first (ringmain topic create)")
+            }
             MetadataError::Replaced { topic, expected, got } => {
-                write!(f, "topic '{topic}' was deleted and created again (number {expected} became {got}); start again with a new producer or consumer")
+                write!(
+                    f,
+                    "topic '{topic}' was deleted and created again (number {expected} became {got}); start again with a new producer or consumer"
+                )
             }
             MetadataError::PartitionsMissing { topic, expected, got } => {
                 write!(f, "the broker lists {got} partitions for topic '{topic}', at least {expected} were expected")
@@ -337,7 +353,10 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SendError::RecordTooLarge { batch_bytes, limit_bytes } => {
-                write!(f, "the record makes a batch of {batch_bytes} bytes, at most {limit_bytes} are taken; raise max.message.bytes of the topic or send less")
+                write!(
+                    f,
+                    "the record makes a batch of {batch_bytes} bytes, at most {limit_bytes} are taken; raise max.message.bytes of the topic or send less"
+                )
             }
             SendError::BufferFull { buffered_bytes, limit_bytes } => {
                 write!(f, "{buffered_bytes} of {limit_bytes} bytes are waiting to be acknowledged; wait, or raise buffer_bytes")
@@ -392,7 +411,10 @@ impl fmt::Display for ProducerEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ProducerEnd::SequenceLost { partition_index, error } => {
-                write!(f, "the broker lost track of this producer in partition {partition_index}: {error}; check the last records, then start a new producer")
+                write!(
+                    f,
+                    "the broker lost track of this producer in partition {partition_index}: {error}; check the last records, then start a new producer"
+                )
             }
             ProducerEnd::Superseded { error } => write!(f, "another instance of this producer took over: {error}"),
             ProducerEnd::Ambiguous { partition_index, reason } => write!(
@@ -559,7 +581,9 @@ impl fmt::Display for ConsumeError {
             ConsumeError::OutOfRange { partition_index, offset } => {
                 write!(f, "offset {offset} isn't in partition {partition_index}; list its offsets and seek, or set out_of_range")
             }
-            ConsumeError::Frame { partition_index, offset, error } => write!(f, "partition {partition_index}, batch at offset {offset}: {error}"),
+            ConsumeError::Frame { partition_index, offset, error } => {
+                write!(f, "partition {partition_index}, batch at offset {offset}: {error}")
+            }
             ConsumeError::Records { partition_index, offset, next_offset, error } => {
                 write!(f, "partition {partition_index}, batch at offset {offset}: {error}; seek to {next_offset} to go past it")
             }
@@ -567,7 +591,9 @@ impl fmt::Display for ConsumeError {
                 f,
                 "partition {partition_index}, batch at offset {offset} has format {format} (1 = Kafka, 2 = AMQP), this client reads format 0; read it through that protocol, or seek to {next_offset} to go past it"
             ),
-            ConsumeError::BadReply { partition_index, offset, problem } => write!(f, "partition {partition_index}, fetch from offset {offset}: {problem}"),
+            ConsumeError::BadReply { partition_index, offset, problem } => {
+                write!(f, "partition {partition_index}, fetch from offset {offset}: {problem}")
+            }
             ConsumeError::Topic(error) => error.fmt(f),
             ConsumeError::NoName => f.write_str("a commit needs the consumer's name; set ConsumerConfig::name (1 to 255 bytes)"),
             ConsumeError::CommitTimedOut { after, last_problem } => {

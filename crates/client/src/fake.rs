@@ -197,7 +197,8 @@ impl FakeBroker {
 
     pub fn metadata(&self) -> MetadataReply {
         let shard = |port: u16| self.shard_ports.iter().position(|p| *p == port).unwrap() as u16;
-        let partitions = (FIRST_NUMBER..).zip(&self.partitions).map(|(partition, p)| PartitionPlace { partition, shard: shard(p.port) }).collect();
+        let partitions =
+            (FIRST_NUMBER..).zip(&self.partitions).map(|(partition, p)| PartitionPlace { partition, shard: shard(p.port) }).collect();
         let config = TopicConfig { max_message_bytes: self.max_message_bytes, ..TopicConfig::default() };
         let info = TopicInfo { topic: self.topic_id, name: self.topic.clone(), partitions, config };
         MetadataReply { shard_ports: self.shard_ports.clone(), topics: vec![info] }
@@ -214,19 +215,27 @@ impl FakeBroker {
         }
         let (producer, append_time_ms) = (frame.header.producer, self.append_time_ms);
         let partition = &mut self.partitions[index];
-        let acknowledge = |base_offset, duplicate| Ok(ProduceReply { version: 1, duplicate, reserved: 0, base_offset, append_time_ms }.to_bytes().to_vec());
+        let acknowledge = |base_offset, duplicate| {
+            Ok(ProduceReply { version: 1, duplicate, reserved: 0, base_offset, append_time_ms }.to_bytes().to_vec())
+        };
         if producer.producer_id >= 0 {
             let known = partition.producers.contains_key(&producer.producer_id);
             if !known && producer.sequence != 0 {
                 return Err(ErrorCode::UnknownProducer);
             }
             let state = partition.producers.entry(producer.producer_id).or_default();
-            if let Some((.., base_offset)) = state.recent.iter().find(|(sequence, count, _)| *sequence == producer.sequence && *count == producer.record_count) {
+            if let Some((.., base_offset)) =
+                state.recent.iter().find(|(sequence, count, _)| *sequence == producer.sequence && *count == producer.record_count)
+            {
                 self.duplicates += 1;
                 return acknowledge(*base_offset, 1);
             }
             if producer.sequence != state.next_sequence {
-                return Err(if producer.sequence < state.next_sequence { ErrorCode::DuplicateSequence } else { ErrorCode::OutOfOrderSequence });
+                return Err(if producer.sequence < state.next_sequence {
+                    ErrorCode::DuplicateSequence
+                } else {
+                    ErrorCode::OutOfOrderSequence
+                });
             }
             state.next_sequence += producer.record_count as i32;
             state.recent.push((producer.sequence, producer.record_count, partition.end));
@@ -300,6 +309,7 @@ pub mod network {
     #[derive(Default)]
     struct Wires {
         to_broker: Vec<u8>,
+        at_broker: Vec<u8>,
         to_client: Vec<u8>,
     }
 
@@ -350,10 +360,8 @@ pub mod network {
                 busy |= machine.transmit(port, self.now, &mut sent);
                 wires.to_broker.extend_from_slice(&sent);
                 let arrived = if self.cut { self.random.below(wires.to_broker.len() as u64 + 1) as usize } else { wires.to_broker.len() };
-                let mut input = wires.to_broker[..arrived].to_vec();
-                broker.serve(port, &mut input, &mut wires.to_client);
-                // What is left of a cut request stays for the next turn.
-                wires.to_broker.drain(..arrived - input.len());
+                wires.at_broker.extend(wires.to_broker.drain(..arrived));
+                broker.serve(port, &mut wires.at_broker, &mut wires.to_client);
                 let arrived = if self.cut { self.random.below(wires.to_client.len() as u64 + 1) as usize } else { wires.to_client.len() };
                 let input: Vec<u8> = wires.to_client.drain(..arrived).collect();
                 busy |= !input.is_empty() || !wires.to_client.is_empty() || (self.cut && !wires.to_broker.is_empty());

@@ -421,7 +421,9 @@ impl ProducerMachine {
     fn settle(&mut self, index: u32) {
         let partition = &mut self.partitions[index as usize];
         while partition.batches.front().is_some_and(Batch::is_done) {
-            let Some(Batch { mut builder, first_number, state: BatchState::Done(result), .. }) = partition.batches.pop_front() else { break };
+            let Some(Batch { mut builder, first_number, state: BatchState::Done(result), .. }) = partition.batches.pop_front() else {
+                break;
+            };
             partition.first_batch += 1;
             partition.unsent_from = partition.unsent_from.saturating_sub(1);
             let record_count = builder.record_count();
@@ -521,7 +523,8 @@ impl ProducerMachine {
         let Some(batch) = partition.batch_mut(number).filter(|batch| !batch.is_done()) else { return };
         let error = match result {
             Ok(reply) => {
-                let stored = Stored { base_offset: Some(reply.base_offset), append_time_ms: reply.append_time_ms, duplicate: reply.duplicate != 0 };
+                let stored =
+                    Stored { base_offset: Some(reply.base_offset), append_time_ms: reply.append_time_ms, duplicate: reply.duplicate != 0 };
                 batch.state = BatchState::Done(Ok(stored));
                 partition.failures = 0;
                 return self.settle(index);
@@ -607,7 +610,8 @@ impl ProducerMachine {
             if !partition.batches.front().is_some_and(|batch| overdue(batch.opened_at)) {
                 continue;
             }
-            let last_problem = self.links.problem().map(ToString::to_string).or_else(|| self.last_refusal.as_ref().map(ToString::to_string));
+            let last_problem =
+                self.links.problem().map(ToString::to_string).or_else(|| self.last_refusal.as_ref().map(ToString::to_string));
             let mut ended = None;
             for batch in partition.batches.iter_mut().filter(|batch| overdue(batch.opened_at) && !batch.is_done()) {
                 let maybe_stored = batch.maybe_stored();
@@ -807,8 +811,18 @@ fn leaves_no_trace(code: ErrorCode) -> bool {
     use ErrorCode::*;
     matches!(
         code,
-        MalformedRequest | UnsupportedOp | CorruptFrame | MessageTooLarge | UnknownTopic | UnknownPartition | InvalidArgument | LimitExceeded
-            | InvalidBatch | Overloaded | DiskFull | Unauthenticated
+        MalformedRequest
+            | UnsupportedOp
+            | CorruptFrame
+            | MessageTooLarge
+            | UnknownTopic
+            | UnknownPartition
+            | InvalidArgument
+            | LimitExceeded
+            | InvalidBatch
+            | Overloaded
+            | DiskFull
+            | Unauthenticated
     )
 }
 

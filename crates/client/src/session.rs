@@ -5,6 +5,7 @@
 //! `Hello` goes out first; requests made before its answer are kept back until then.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
@@ -73,7 +74,7 @@ pub struct Reply<C> {
 }
 
 /// The body of a reply. Give it back with [`Session::recycle`] to spare an allocation.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct ReplyBody {
     // Longer than the body when it was used before: keeping the old length avoids zeroing it again.
     bytes: Vec<u8>,
@@ -95,6 +96,12 @@ impl Deref for ReplyBody {
     }
 }
 
+impl fmt::Debug for ReplyBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.len)
+    }
+}
+
 impl From<Vec<u8>> for ReplyBody {
     fn from(bytes: Vec<u8>) -> ReplyBody {
         ReplyBody { len: bytes.len(), bytes }
@@ -104,7 +111,6 @@ impl From<Vec<u8>> for ReplyBody {
 /// One connection's state; `C` is attached to each request and comes back with its reply.
 ///
 /// After an error from [`Session::poll_event`] nothing more comes; take [`Session::into_lost`] and drop it.
-#[derive(Debug)]
 pub struct Session<C> {
     config: SessionConfig,
     ready: Option<HelloReply>,
@@ -132,13 +138,23 @@ struct InFlight<C> {
     context: C,
 }
 
-#[derive(Debug)]
 struct Body {
     envelope: Envelope,
     op: Op,
     bytes: Vec<u8>,
     filled: usize,
     head_seen: bool,
+}
+
+impl<C: fmt::Debug> fmt::Debug for Session<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unsent_bytes = self.out.len() - self.out_at;
+        f.debug_struct("Session")
+            .field("ready", &self.ready)
+            .field("in_flight", &self.in_flight)
+            .field("unsent_bytes", &unsent_bytes)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<C: Clone> Session<C> {
@@ -268,7 +284,8 @@ impl<C: Clone> Session<C> {
 
     /// The first `n` bytes of the last [`Session::read_buffer`] came from the broker.
     pub fn received(&mut self, n: usize) {
-        let direct = self.staged_from == self.staged_to && self.body.as_ref().is_some_and(|b| b.envelope.len as usize - b.filled >= STAGING_BYTES);
+        let direct =
+            self.staged_from == self.staged_to && self.body.as_ref().is_some_and(|b| b.envelope.len as usize - b.filled >= STAGING_BYTES);
         match &mut self.body {
             Some(body) if direct => body.filled += n,
             _ => self.staged_to += n,
@@ -304,7 +321,8 @@ impl<C: Clone> Session<C> {
             body.head_seen = true;
             let head = FetchReply::read(&body.bytes[..body.filled]).map_err(|error| SessionError::Malformed { op: Op::Fetch, error })?;
             let (correlation, body_bytes) = (body.envelope.correlation, body.envelope.len);
-            let request = self.in_flight.iter().find(|r| r.correlation == correlation).ok_or(SessionError::UnknownCorrelation { correlation })?;
+            let request =
+                self.in_flight.iter().find(|r| r.correlation == correlation).ok_or(SessionError::UnknownCorrelation { correlation })?;
             return Ok(Some(Event::FetchHead { context: request.context.clone(), head, body_bytes }));
         }
         if body.filled < len {

@@ -79,7 +79,12 @@ impl Run {
 }
 
 fn small() -> ProducerConfig {
-    ProducerConfig { batch_bytes: 400, linger: Duration::from_millis(1), delivery_timeout: Duration::from_secs(3_600), ..ProducerConfig::default() }
+    ProducerConfig {
+        batch_bytes: 400,
+        linger: Duration::from_millis(1),
+        delivery_timeout: Duration::from_secs(3_600),
+        ..ProducerConfig::default()
+    }
 }
 
 /// Many runs with everything going wrong that may: lost connections at any byte, retriable refusals, partitions that
@@ -231,7 +236,10 @@ fn full_buffer_refuses_and_takes_again_after_acknowledgement() {
 fn too_large_record_and_wrong_partition_are_refused_at_once() {
     let mut run = Run::new(ProducerConfig::default(), &[0], 2, 1);
     let value = vec![0; 1 << 20];
-    assert!(matches!(run.send(Record { value: Some(&value), ..Record::default() }), Err(SendError::RecordTooLarge { limit_bytes: 1_048_576, .. })));
+    assert!(matches!(
+        run.send(Record { value: Some(&value), ..Record::default() }),
+        Err(SendError::RecordTooLarge { limit_bytes: 1_048_576, .. })
+    ));
     let wrong = run.send(Record { value: Some(b""), partition: Some(2), ..Record::default() });
     assert!(matches!(wrong, Err(SendError::NoSuchPartition { index: 2, partition_count: 2 })));
     assert_eq!(run.machine.buffered_bytes(), 0);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use mio::Waker;
 use ringmain_wire::control::{
-    AlterTopic, CommitOffset, CreateTopic, FetchReply, FetchRequest, HelloReply, ListOffsetsReply, MetadataReply, ProduceReply, ProducerGrant,
-    ReadOffset, ReadOffsetReply, StatsReply, StatsRequest, TopicDescription, TopicInfo,
+    AlterTopic, CommitOffset, CreateTopic, FetchReply, FetchRequest, HelloReply, ListOffsetsReply, MetadataReply, ProduceReply,
+    ProducerGrant, ReadOffset, ReadOffsetReply, StatsReply, StatsRequest, TopicDescription, TopicInfo,
 };
 use ringmain_wire::{Op, PartitionId};
 
@@ -258,7 +258,8 @@ impl Lines {
             return Ok(vec![SocketAddr::new(bootstrap.ip(), port)]);
         }
         let address = || config.address.clone();
-        let resolved = config.address.to_socket_addrs().map_err(|error| ConnectionError::Resolve { address: address(), error: Arc::new(error) })?;
+        let resolved =
+            config.address.to_socket_addrs().map_err(|error| ConnectionError::Resolve { address: address(), error: Arc::new(error) })?;
         let found: Vec<SocketAddr> = resolved.collect();
         if found.is_empty() {
             return Err(ConnectionError::Resolve { address: address(), error: Arc::new(ErrorKind::NotFound.into()) });

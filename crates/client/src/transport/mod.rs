@@ -12,10 +12,10 @@ use crate::error::{CallError, ConsumeError};
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
-#[cfg(feature = "blocking")]
-mod sockets;
 #[cfg(feature = "monoio")]
 pub mod monoio;
+#[cfg(feature = "blocking")]
+mod sockets;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 

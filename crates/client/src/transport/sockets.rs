@@ -242,7 +242,8 @@ impl Socket {
                     read_bytes += n;
                     // Less than asked for: the socket is empty, and the next bytes will say so.
                     self.readable = n == room;
-                    access.with(|machine| if A::DIRECT { machine.received(port, n, now) } else { machine.receive(port, &scratch[..n], now) });
+                    access
+                        .with(|machine| if A::DIRECT { machine.received(port, n, now) } else { machine.receive(port, &scratch[..n], now) });
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
