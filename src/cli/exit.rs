@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use ringmain::config::ConfigError;
+use ringmain::log::tool::ToolError;
 use ringmain_client::{CallError, ConnectionError, ConsumeError, DeliveryError, FlushError};
 
 /// For `--help` and the README.
@@ -18,9 +19,9 @@ Exit codes:
   69  no broker answers
   75  the broker can't do it now (disk full, overloaded, stopping); try again later";
 
-pub const TORN_TAIL: u8 = 3;
-pub const CORRUPT: u8 = 4;
-pub const IN_USE: u8 = 5;
+pub const TORN: u8 = 3;
+pub const DAMAGED: u8 = 4;
+const IN_USE: u8 = 5;
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const UNREACHABLE: u8 = 69;
@@ -66,6 +67,9 @@ fn number(error: &anyhow::Error) -> u8 {
         if cause.is::<ConfigError>() {
             return USAGE;
         }
+        if let Some(ToolError::InUse) = cause.downcast_ref::<ToolError>() {
+            return IN_USE;
+        }
         if cause.is::<ConnectionError>() {
             return UNREACHABLE;
         }
@@ -107,7 +111,8 @@ mod tests {
     #[test]
     fn number_follows_the_cause_however_deep() {
         let config = ConfigError { origin: Origin::Default, message: String::new() };
-        let cases: [(anyhow::Error, u8); 6] = [
+        let cases: [(anyhow::Error, u8); 7] = [
+            (ToolError::InUse.into(), IN_USE),
             (config.into(), USAGE),
             (CallError::Connection(ConnectionError::Closed).into(), UNREACHABLE),
             (ConnectionError::Closed.into(), UNREACHABLE),
