@@ -123,6 +123,8 @@ pub struct Connection {
     pub resume: Rc<Signal>,
     /// Set while the reader's task doesn't read.
     pub pause: Option<Pause>,
+    /// The held input may begin with whole requests.
+    pub is_unparsed: bool,
     /// No more input comes, or none is wanted: close when everything is answered and sent.
     pub ending: Option<Ending>,
     /// In the core's list of connections with something to send.
@@ -236,9 +238,8 @@ impl Input {
         if wanted > limit_bytes.max(BASE_BYTES) || !self.reserve(wanted, budget) {
             return Ok(Filled::NoMemory);
         }
-        let missing = wanted - self.held.len();
-        match receive_into(socket, &mut self.held, missing)? {
-            Received::Bytes(count) => Ok(Filled::Held { is_full: count == missing }),
+        match receive_into(socket, &mut self.held)? {
+            Received::Bytes(_) => Ok(Filled::Held { is_full: self.held.len() == self.held.capacity() }),
             Received::Nothing => Ok(Filled::Nothing),
             Received::End => Ok(Filled::End),
         }
@@ -258,6 +259,27 @@ impl Input {
             self.held = Vec::new();
             budget.release(std::mem::take(&mut self.charged_bytes));
         }
+    }
+
+    /// Gives everything back: the connection has gone.
+    pub fn clear(&mut self, budget: &mut Budget) {
+        self.held.clear();
+        self.trim(budget);
+    }
+
+    /// The request that was waited for is there.
+    pub fn is_whole(&self) -> bool {
+        self.needed_bytes > 0 && self.held.len() >= self.needed_bytes
+    }
+
+    /// Holds memory beyond what every connection may have.
+    pub fn holds_extra(&self) -> bool {
+        self.charged_bytes > 0
+    }
+
+    /// Holds memory.
+    pub fn holds_any(&self) -> bool {
+        self.held.capacity() > 0
     }
 
     /// Room for `bytes` in all, charged before it is there.
@@ -300,19 +322,13 @@ fn receive(socket: &TcpStream, buffer: &mut [u8]) -> Result<Received, Errno> {
     }
 }
 
-/// Appends at most `count` bytes to a buffer that has room for them.
-fn receive_into(socket: &TcpStream, buffer: &mut Vec<u8>, count: usize) -> Result<Received, Errno> {
-    use std::io::{ErrorKind, Read};
-    debug_assert!(buffer.capacity() - buffer.len() >= count, "room was reserved");
-    let before = buffer.len();
-    // `Take` ends at `count`; `read_to_end` fills spare capacity without zeroing it, until the socket has no more.
-    let result = socket.take(count as u64).read_to_end(buffer);
-    match (buffer.len() - before, result) {
-        (0, Ok(_)) => Ok(Received::End),
-        (0, Err(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(Received::Nothing),
-        (0, Err(error)) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
-        // An end or an error behind these bytes shows itself at the next read.
-        (count, _) => Ok(Received::Bytes(count)),
+/// Appends what fits into the buffer's spare capacity, of which there is some.
+fn receive_into(socket: &TcpStream, buffer: &mut Vec<u8>) -> Result<Received, Errno> {
+    match rustix::net::recv(socket, rustix::buffer::spare_capacity(buffer), RecvFlags::DONTWAIT) {
+        Ok((0, _)) => Ok(Received::End),
+        Ok((count, _)) => Ok(Received::Bytes(count)),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(Received::Nothing),
+        Err(error) => Err(error),
     }
 }
 
