@@ -267,9 +267,9 @@ impl Meter {
     }
 }
 
-/// CPU time of this process.
+/// CPU time of the calling thread: the load generator is one.
 pub fn own_cpu() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
+    let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 

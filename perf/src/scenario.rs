@@ -373,7 +373,7 @@ fn round_robin_batch(options: &BenchOptions, payload: &Payload) -> u32 {
     ((bytes as usize).saturating_sub(frame::HEADER_BYTES + BATCH_PREFIX_BYTES) / record).max(1) as u32
 }
 
-fn pin(core: Option<CoreId>) {
+pub(crate) fn pin(core: Option<CoreId>) {
     if let Some(core) = core {
         // Refused where the set of cores is fixed from outside; the run is then as good as it gets.
         core_affinity::set_for_current(core);

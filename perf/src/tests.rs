@@ -211,6 +211,33 @@ fn ping_answers_one_by_one() {
 }
 
 #[test]
+fn tour_runs_everything_and_writes_it_down() {
+    let out = std::env::temp_dir().join(format!("ringmain-perf-out-{}", std::process::id()));
+    let changed = BenchOptions {
+        mode: Mode::Tour,
+        count: None,
+        duration: Some(Duration::from_millis(60)),
+        out: Some(out.clone()),
+        directory: Some(".".into()),
+        ..options(Mode::Tour, Fault::None)
+    };
+    let outcome = run(&changed).unwrap();
+    assert!(outcome.is_verified(), "{}", report::to_text(&outcome));
+    let modes: Vec<&str> = outcome.runs.iter().map(|r| r.mode.as_str()).collect();
+    assert_eq!(modes, ["limits", "produce", "produce", "produce", "produce", "consume", "ping", "produce"]);
+    assert!(outcome.runs[7].rate.is_some());
+    let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(out.join("result.json")).unwrap()).unwrap();
+    assert_eq!(json["runs"].as_array().map(Vec::len), Some(8));
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.matches("<svg").count() >= 1 && page.contains("polyline") && !page.contains("src="), "{page}");
+    assert!(std::fs::read_to_string(out.join("01-produce.hgrm")).unwrap().contains("#[Max"));
+    assert!(out.join("07-produce.hlog").exists());
+    let same = compare::compare(&out, &out, Format::Human).unwrap();
+    assert!(same.contains("+0.0 %") && !same.contains("worse"), "{same}");
+    std::fs::remove_dir_all(out).unwrap();
+}
+
+#[test]
 fn interrupted_run_ends_with_an_error() {
     let progress = Arc::new(Progress::default());
     progress.interrupted.store(true, Ordering::Relaxed);
@@ -227,5 +254,38 @@ fn options_that_cannot_run_are_refused_by_name() {
         (BenchOptions { size: 1 << 20, batch: 100, ..BenchOptions::default() }, "--batch"),
     ] {
         assert!(changed.check().unwrap_err().to_string().contains(words));
+    }
+}
+
+/// What the generator itself costs: run with `cargo test --release -p ringmain-perf -- --ignored --nocapture cost`.
+#[test]
+#[ignore = "a measurement, not a test"]
+fn generator_cost() {
+    for (mode, size, batch, connections, in_flight) in [
+        (Mode::Produce, 100, 1, 16, 64),
+        (Mode::Produce, 100, 100, 16, 8),
+        (Mode::Produce, 100, 1_000, 16, 8),
+        (Mode::Produce, 100, 1_000, 1, 1),
+        (Mode::Produce, 1_024, 128, 16, 8),
+        (Mode::Consume, 100, 1, 4, 8),
+        (Mode::Consume, 100, 100, 4, 8),
+        (Mode::Consume, 100, 1_000, 4, 8),
+        (Mode::Consume, 1_024, 128, 4, 8),
+    ] {
+        let fake = Fake::start(Fault::None, mode == Mode::Produce);
+        let report = measured(&BenchOptions {
+            mode,
+            connect: Some(fake.address.to_string()),
+            client_core: Some(0),
+            size,
+            batch,
+            connections: Some(connections),
+            in_flight: Some(in_flight),
+            warmup: Some(Duration::from_millis(500)),
+            duration: Some(Duration::from_secs(2)),
+            ..BenchOptions::default()
+        });
+        let cost = report.client_cpu_seconds_per_million.unwrap();
+        println!("{}  client alone: {:.2} M msgs/s, {:.0} MB/s", report::one_line(&report), 1.0 / cost, size as f64 / cost);
     }
 }

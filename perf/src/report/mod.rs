@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Place;
@@ -92,8 +92,9 @@ pub struct RunReport {
     /// Every latency, for plots and `--out`.
     #[serde(skip)]
     pub recording: Option<Recording>,
+    /// When the window opened.
     #[serde(skip)]
-    opened: Option<SystemTime>,
+    pub opened: Option<SystemTime>,
 }
 
 /// Producers beside the consumers that are measured.
@@ -168,7 +169,7 @@ impl RunReport {
             title += &format!(", {connections} conn × {in_flight}");
         }
         if let Some(rate) = self.rate {
-            title += &format!(", open loop {}/s", thousands(rate));
+            title += &format!(", open {}/s", thousands(rate));
         }
         if let Some(durability) = self.durability.as_ref().filter(|d| *d != "durable") {
             title += &format!(", {durability}");
@@ -260,7 +261,7 @@ pub fn to_text(outcome: &Outcome) -> String {
 /// One row per run.
 fn table(runs: &[&RunReport]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::NOTHING.header_separator(LineStyle::none().fill('─').junction('─')));
     table.set_header([
         "run",
         "msgs/s",
@@ -271,10 +272,10 @@ fn table(runs: &[&RunReport]) -> Table {
         "p99.9",
         "p99.99",
         "max",
-        "broker CPU s/M",
-        "client",
+        "broker s/M",
+        "client s/M",
         "RSS MiB",
-        "device/payload",
+        "dev/B",
     ]);
     let number = |value: Option<f64>, digits: usize| value.map_or_else(|| "–".to_owned(), |v| format!("{v:.digits$}"));
     for run in runs {
