@@ -15,8 +15,8 @@ use ringmain_wire::control::{
 };
 use ringmain_wire::{Op, PartitionId};
 
-use super::sockets::{Access, Sockets};
-use super::wall_ms;
+use super::sockets::Sockets;
+use super::{Access, wall_ms};
 use crate::admin::{self, Call, ClientConfig, DeleteTopic, DescribeTopic, InitProducer};
 use crate::consumer::{ConsumerConfig, ConsumerMachine, Position, RecordBatch};
 use crate::error::{CallError, ConnectionError, ConsumeError, FlushError, MetadataError, ProducerEnd, SendError};
