@@ -877,6 +877,7 @@ fn check_frame(
 
 impl Machine for ConsumerMachine {
     fn poll_action(&mut self, now: Instant) -> Option<Action> {
+        self.links.want_none();
         if self.end.is_none() {
             for (partition, place) in self.partitions.iter().zip(&self.topic.partitions) {
                 if partition.read {

@@ -381,3 +381,65 @@ pub mod network {
         }
     }
 }
+
+/// The broker on real sockets of this machine; one thread per connection, which is fine for tests.
+pub mod server {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+
+    use super::FakeBroker;
+
+    pub struct Server {
+        pub broker: Arc<Mutex<FakeBroker>>,
+        pub port: u16,
+        streams: Arc<Mutex<Vec<TcpStream>>>,
+    }
+
+    impl Server {
+        /// `shards`: number of ports; partitions go round them.
+        pub fn start(shards: usize, partition_count: usize) -> Server {
+            let listeners: Vec<TcpListener> = (0..shards).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+            let ports: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
+            let named: Vec<u16> = std::iter::once(0).chain(ports[1..].iter().copied()).collect();
+            let broker = Arc::new(Mutex::new(FakeBroker::new(&named, partition_count, 1)));
+            let streams = Arc::new(Mutex::new(Vec::new()));
+            for (listener, name) in listeners.into_iter().zip(named) {
+                let (broker, streams) = (Arc::clone(&broker), Arc::clone(&streams));
+                thread::spawn(move || {
+                    for stream in listener.incoming().flatten() {
+                        stream.set_nodelay(true).unwrap();
+                        streams.lock().unwrap().push(stream.try_clone().unwrap());
+                        let broker = Arc::clone(&broker);
+                        thread::spawn(move || serve(stream, name, &broker));
+                    }
+                });
+            }
+            Server { broker, port: ports[0], streams }
+        }
+
+        pub fn address(&self) -> String {
+            format!("127.0.0.1:{}", self.port)
+        }
+
+        /// Ends every connection where it is.
+        pub fn cut_connections(&self) {
+            for stream in self.streams.lock().unwrap().drain(..) {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    fn serve(mut stream: TcpStream, port: u16, broker: &Mutex<FakeBroker>) {
+        let (mut input, mut out, mut buffer) = (Vec::new(), Vec::new(), vec![0; 256 << 10]);
+        while let Ok(n) = stream.read(&mut buffer) {
+            input.extend_from_slice(&buffer[..n]);
+            broker.lock().unwrap().serve(port, &mut input, &mut out);
+            if n == 0 || stream.write_all(&out).is_err() {
+                return;
+            }
+            out.clear();
+        }
+    }
+}

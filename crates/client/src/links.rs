@@ -116,6 +116,11 @@ impl<C: Clone> Links<C> {
         Links { config, links: BTreeMap::new(), closing: VecDeque::new(), problem: None, cluster_id: None }
     }
 
+    /// No connection is wanted until the next calls of [`Links::want`]; those that are up stay.
+    pub(crate) fn want_none(&mut self) {
+        self.links.values_mut().for_each(|link| link.wanted = false);
+    }
+
     /// Sees to it that there is, or will be, a connection to `port`.
     pub(crate) fn want(&mut self, port: u16) {
         self.links.entry(port).or_insert(Link { state: State::Idle { not_before: None }, wanted: false, failures: 0 }).wanted = true;
@@ -155,7 +160,6 @@ impl<C: Clone> Links<C> {
         self.problem = Some(error);
         let Some(link) = self.links.get_mut(&port) else { return Vec::new() };
         link.failures += 1;
-        link.wanted = false;
         let not_before = Some(now + self.config.backoff(link.failures));
         match std::mem::replace(&mut link.state, State::Idle { not_before }) {
             State::Up(session) => session.into_lost().collect(),

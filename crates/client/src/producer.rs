@@ -722,6 +722,7 @@ impl Partition {
 
 impl Machine for ProducerMachine {
     fn poll_action(&mut self, now: Instant) -> Option<Action> {
+        self.links.want_none();
         if self.end.is_none() {
             for index in &self.active {
                 self.links.want(self.topic.partitions[*index as usize].port);

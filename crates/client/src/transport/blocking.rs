@@ -15,8 +15,8 @@ use ringmain_wire::control::{
 };
 use ringmain_wire::{Op, PartitionId};
 
-use super::sockets::{Access, Sockets};
-use super::wall_ms;
+use super::sockets::Sockets;
+use super::{Access, wall_ms};
 use crate::admin::{self, Call, ClientConfig, DeleteTopic, DescribeTopic, InitProducer};
 use crate::consumer::{ConsumerConfig, ConsumerMachine, Position, RecordBatch};
 use crate::error::{CallError, ConnectionError, ConsumeError, FlushError, MetadataError, ProducerEnd, SendError};
@@ -378,6 +378,9 @@ struct State {
     /// Callbacks are running.
     delivering: bool,
     stop: bool,
+    /// Rounds of the thread so far.
+    #[cfg(test)]
+    turns: u64,
     /// Receipts somebody waits for, and what became of them.
     awaited: Vec<(Receipt, Option<Delivery>)>,
 }
@@ -417,7 +420,16 @@ impl Access for &Shared {
 
 impl Producer {
     fn start(machine: ProducerMachine, sockets: Sockets, waker: Waker, on_delivery: Option<OnDelivery>) -> Result<Producer, CallError> {
-        let state = State { machine, parked_until: None, dirty: false, delivering: false, stop: false, awaited: Vec::new() };
+        let state = State {
+            machine,
+            parked_until: None,
+            dirty: false,
+            delivering: false,
+            stop: false,
+            #[cfg(test)]
+            turns: 0,
+            awaited: Vec::new(),
+        };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), waker });
         let for_thread = Arc::clone(&shared);
         let builder = std::thread::Builder::new().name("ringmain-producer".into());
@@ -554,6 +566,10 @@ fn run_producer(shared: &Arc<Shared>, mut sockets: Sockets, mut on_delivery: Opt
     let mut delivered = Vec::new();
     loop {
         shared.lock().dirty = false;
+        #[cfg(test)]
+        {
+            shared.lock().turns += 1;
+        }
         sockets.advance(&mut access);
         let mut state = shared.lock();
         while let Some(delivery) = state.machine.poll_delivery() {
@@ -676,3 +692,6 @@ impl Consumer {
 fn wait_failed(error: std::io::Error) -> ConsumeError {
     ConsumeError::BadReply { partition_index: 0, offset: 0, problem: format!("waiting for connections failed: {error}") }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,10 @@ use std::fmt;
 
 use crate::error::{CallError, ConsumeError};
 
+#[cfg(any(feature = "tokio", feature = "monoio"))]
+#[macro_use]
+mod calls;
+
 #[cfg(feature = "blocking")]
 pub mod blocking;
 #[cfg(feature = "monoio")]
@@ -57,6 +61,24 @@ impl From<CallError> for OpenConsumerError {
 fn wall_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// How a transport reaches its state machine: directly, or behind a lock that isn't held during system calls.
+#[cfg(any(feature = "blocking", feature = "tokio"))]
+trait Access {
+    type Machine: crate::links::Machine;
+    fn with<R>(&mut self, f: impl FnOnce(&mut Self::Machine) -> R) -> R;
+    /// Whether bytes may be read straight into the machine's buffers.
+    const DIRECT: bool;
+}
+
+#[cfg(any(feature = "blocking", feature = "tokio"))]
+impl<M: crate::links::Machine> Access for &mut M {
+    type Machine = M;
+    fn with<R>(&mut self, f: impl FnOnce(&mut M) -> R) -> R {
+        f(self)
+    }
+    const DIRECT: bool = true;
 }
 
 /// Most bytes read from one connection before the others get their turn.

@@ -9,25 +9,9 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use super::READ_BYTES_PER_TURN;
+use super::{Access, READ_BYTES_PER_TURN};
 use crate::error::ConnectionError;
-use crate::links::{Action, Machine};
-
-/// How a transport reaches its state machine: directly, or behind a lock that isn't held during system calls.
-pub(super) trait Access {
-    type Machine: Machine;
-    fn with<R>(&mut self, f: impl FnOnce(&mut Self::Machine) -> R) -> R;
-    /// Whether bytes may be read straight into the machine's buffers.
-    const DIRECT: bool;
-}
-
-impl<M: Machine> Access for &mut M {
-    type Machine = M;
-    fn with<R>(&mut self, f: impl FnOnce(&mut M) -> R) -> R {
-        f(self)
-    }
-    const DIRECT: bool = true;
-}
+use crate::links::{Action, Machine as _};
 
 /// One epoll instance and the connections registered with it, named by port (0 = the bootstrap port).
 #[derive(Debug)]
