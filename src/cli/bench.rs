@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use ringmain_client::wire::control::Durability;
 use ringmain_perf::BenchOptions;
 
-use super::Format;
+use super::{Format, output};
 
 /// Without a mode: a tour of about 30 s, every mode once. Exits with 0 only if all data that came back was right.
 #[derive(Args)]
@@ -160,11 +160,12 @@ pub fn run(arguments: Box<BenchArguments>, format: Format) -> Result<ExitCode> {
         Format::Text => ringmain_perf::Format::Human,
         Format::Json => ringmain_perf::Format::Json,
     };
-    let is_good = match arguments.compare {
-        Some(Verb::Compare { before, after }) => ringmain_perf::compare::run(&before, &after, format)?,
-        None => ringmain_perf::run(&options(*arguments, format))?.is_verified(),
-    };
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if let Some(Verb::Compare { before, after }) = &arguments.compare {
+        output::line(ringmain_perf::compare::compare(before, after, format)?.trim_end())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let outcome = ringmain_perf::run(&options(*arguments, format))?;
+    Ok(if outcome.is_verified() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn options(arguments: BenchArguments, format: ringmain_perf::Format) -> BenchOptions {

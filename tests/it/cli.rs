@@ -176,7 +176,8 @@ fn consume_follows_and_prints_each_message_at_once() {
     let broker = Broker::start("follow", Start::default());
     broker.run(&["topic", "create", "t"]);
     let mut command = Command::new(PROGRAM);
-    let mut follower = clean(command.args(["consume", "t", "--count", "2", "--connect", &broker.address()])).stdout(Stdio::piped()).spawn().unwrap();
+    let mut follower =
+        clean(command.args(["consume", "t", "--count", "2", "--connect", &broker.address()])).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
     broker.run_with_input(&["produce", "t"], b"first\n");
     // Not only when a buffer is full or the command ends.
@@ -307,15 +308,51 @@ fn log_verify_says_whole_torn_damaged_or_in_use() {
 #[test]
 fn bench_prints_the_promised_json_and_verifies() {
     let broker = Broker::start("bench", Start::default());
-    for (mode, more) in [("produce", &["--rate", "20000"][..]), ("produce", &[]), ("consume", &["--preload", "1M"]), ("e2e", &["--rate", "5000"]), ("ping", &[])] {
-        let arguments = [&["bench", mode, "--size", "100", "--connections", "2", "--partitions", "2", "--batch", "10", "--in-flight", "4", "--count", "2000", "--durability", "durable", "--format", "json"], more].concat();
+    for (mode, more) in [
+        ("produce", &["--rate", "20000"][..]),
+        ("produce", &[]),
+        ("consume", &["--preload", "1M"]),
+        ("e2e", &["--rate", "5000"]),
+        ("ping", &[]),
+    ] {
+        let arguments = [
+            &[
+                "bench",
+                mode,
+                "--size",
+                "100",
+                "--connections",
+                "2",
+                "--partitions",
+                "2",
+                "--batch",
+                "10",
+                "--in-flight",
+                "4",
+                "--count",
+                "2000",
+                "--durability",
+                "durable",
+                "--format",
+                "json",
+            ],
+            more,
+        ]
+        .concat();
         let report = json(&broker.run(&arguments));
         assert_eq!((&report["mode"], &report["verified"]), (&Value::from(mode), &Value::Bool(true)), "{report}");
         assert!(report["messages"].as_u64().unwrap() >= 2_000, "{report}");
         for key in ["messages_per_second", "megabytes_per_second"] {
             assert!(report[key].as_f64().unwrap() > 0.0, "{key} in {report}");
         }
-        for key in ["broker_cpu_seconds_per_million", "client_cpu_seconds_per_million", "broker_rss_bytes", "device_bytes_per_payload_byte", "durability", "io"] {
+        for key in [
+            "broker_cpu_seconds_per_million",
+            "client_cpu_seconds_per_million",
+            "broker_rss_bytes",
+            "device_bytes_per_payload_byte",
+            "durability",
+            "io",
+        ] {
             assert!(report.get(key).is_some(), "{key} in {report}");
         }
         for key in ["p50", "p90", "p99", "p999", "p9999", "max"] {

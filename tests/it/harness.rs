@@ -96,7 +96,8 @@ impl Broker {
     /// Starts it on its directory and waits until it is ready.
     pub fn restart(&mut self) -> Duration {
         let ready = self.launch();
-        let ready = ready.recv_timeout(READY_PATIENCE).unwrap_or_else(|_| panic!("the broker didn't become ready; it said:\n{}", self.said()));
+        let ready =
+            ready.recv_timeout(READY_PATIENCE).unwrap_or_else(|_| panic!("the broker didn't become ready; it said:\n{}", self.said()));
         let after = ready.after;
         self.ready = Some(ready);
         after
@@ -276,7 +277,8 @@ impl Random {
     /// The seed is `RINGMAIN_TEST_SEED`, else the clock; printed, so that a failure can be run again.
     pub fn seeded() -> Random {
         let clock = || std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
-        let seed = std::env::var("RINGMAIN_TEST_SEED").map_or_else(|_| clock(), |seed| seed.parse().expect("RINGMAIN_TEST_SEED is a number"));
+        let seed =
+            std::env::var("RINGMAIN_TEST_SEED").map_or_else(|_| clock(), |seed| seed.parse().expect("RINGMAIN_TEST_SEED is a number"));
         eprintln!("RINGMAIN_TEST_SEED={seed}");
         Random(seed)
     }

@@ -78,7 +78,7 @@ impl Wire {
     }
 
     /// Whether the broker closes the connection within its patience; replies before that are read over.
-    fn is_closed(mut self) -> bool {
+    fn closes(mut self) -> bool {
         let mut rest = [0; 4096];
         loop {
             match self.stream.read(&mut rest) {
@@ -98,7 +98,13 @@ impl Wire {
         self.call(Op::Produce, frame).map(|body| ProduceReply::read(&body).unwrap()).map_err(|(code, _)| code)
     }
 
-    fn fetch(&mut self, partition: PartitionId, offset: u64, min_bytes: u32, max_wait_ms: u32) -> Result<(FetchReply, Vec<Vec<u8>>), ErrorCode> {
+    fn fetch(
+        &mut self,
+        partition: PartitionId,
+        offset: u64,
+        min_bytes: u32,
+        max_wait_ms: u32,
+    ) -> Result<(FetchReply, Vec<Vec<u8>>), ErrorCode> {
         let body = self.call(Op::Fetch, &fetch_request(partition, offset, min_bytes, max_wait_ms)).map_err(|(code, _)| code)?;
         Ok((FetchReply::read(&body).unwrap(), values(&body[FetchReply::BYTES..])))
     }
@@ -106,7 +112,9 @@ impl Wire {
 
 fn open<T>(message: &T) -> Vec<u8>
 where
-    T: for<'a> rkyv::Serialize<rkyv::api::high::HighSerializer<rkyv::util::AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, rkyv::rancor::Error>>,
+    T: for<'a> rkyv::Serialize<
+            rkyv::api::high::HighSerializer<rkyv::util::AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, rkyv::rancor::Error>,
+        >,
 {
     let mut bytes = Vec::new();
     write_open(message, &mut bytes);
@@ -114,13 +122,15 @@ where
 }
 
 fn hello() -> Vec<u8> {
-    let hello = Hello { protocol_version: PROTOCOL_VERSION, client_name: "raw".into(), auth_mechanism: String::new(), auth_data: Vec::new() };
+    let hello =
+        Hello { protocol_version: PROTOCOL_VERSION, client_name: "raw".into(), auth_mechanism: String::new(), auth_data: Vec::new() };
     open(&hello)
 }
 
 fn fetch_request(partition: PartitionId, offset: u64, min_bytes: u32, max_wait_ms: u32) -> [u8; FetchRequest::BYTES] {
     let version = CONTROL_VERSION;
-    FetchRequest { version, reserved: 0, partition: partition.0, offset, min_bytes, max_bytes: 1 << 20, max_wait_ms, reserved2: 0 }.to_bytes()
+    FetchRequest { version, reserved: 0, partition: partition.0, offset, min_bytes, max_bytes: 1 << 20, max_wait_ms, reserved2: 0 }
+        .to_bytes()
 }
 
 fn list_request(partition: PartitionId, timestamp_ms: i64) -> [u8; ListOffsets::BYTES] {
@@ -182,7 +192,11 @@ fn bad_requests_get_typed_errors_and_the_connection_goes_on() {
     let twin = CreateTopic { name: "t".into(), partition_count: 1, config: TopicConfig::default() };
     assert_eq!(wire.error(Op::CreateTopic, &open(&twin)), ErrorCode::TopicExists);
     for name in ["", "a/b", "é", &"x".repeat(250)] {
-        assert_eq!(wire.error(Op::CreateTopic, &open(&CreateTopic { name: name.into(), ..twin.clone() })), ErrorCode::InvalidTopic, "{name}");
+        assert_eq!(
+            wire.error(Op::CreateTopic, &open(&CreateTopic { name: name.into(), ..twin.clone() })),
+            ErrorCode::InvalidTopic,
+            "{name}"
+        );
     }
     assert_eq!(wire.produce(&plain(PartitionId(4_000_000), &[b"x"])), Err(ErrorCode::UnknownPartition));
     assert_eq!(wire.produce(&plain(PartitionId::STATE, &[b"x"])), Err(ErrorCode::UnknownPartition));
@@ -204,7 +218,8 @@ fn frame_with_any_bit_flipped_is_refused_and_not_stored() {
         let mut bad = good.clone();
         bad[at] ^= 0x20;
         let code = wire.produce(&bad).unwrap_err();
-        let fits = matches!(code, ErrorCode::CorruptFrame | ErrorCode::MalformedRequest | ErrorCode::InvalidBatch | ErrorCode::UnknownPartition);
+        let fits =
+            matches!(code, ErrorCode::CorruptFrame | ErrorCode::MalformedRequest | ErrorCode::InvalidBatch | ErrorCode::UnknownPartition);
         assert!(fits, "byte {at}: {code:?}");
     }
     assert_eq!(wire.produce(&good).unwrap().base_offset, 0);
@@ -218,20 +233,20 @@ fn lost_framing_closes_this_connection_and_no_other() {
     for garbage in [&b"GET / HTTP/1.1\r\nHost: ringmain\r\n\r\n"[..], &too_long.to_bytes(), &[0xff; 64]] {
         let mut before_hello = Wire::connect(&broker);
         before_hello.stream.write_all(garbage).unwrap();
-        assert!(before_hello.is_closed(), "before hello: {}", garbage.escape_ascii());
+        assert!(before_hello.closes(), "before hello: {}", garbage.escape_ascii());
         let mut after_hello = Wire::greet(&broker);
         after_hello.stream.write_all(garbage).unwrap();
-        assert!(after_hello.is_closed(), "after hello: {}", garbage.escape_ascii());
+        assert!(after_hello.closes(), "after hello: {}", garbage.escape_ascii());
     }
     other.call(Op::Stats, &open(&StatsRequest { reserved: 0 })).unwrap();
 }
 
 #[test]
-fn silent_connection_is_closed_before_hello() {
+fn silent_connection_closes_before_hello() {
     let broker = Broker::start("silent", Start::default());
     let wire = Wire::connect(&broker);
     let began = Instant::now();
-    assert!(wire.is_closed());
+    assert!(wire.closes());
     assert!(began.elapsed() > Duration::from_secs(1), "closed after {:?}", began.elapsed());
 }
 

@@ -29,7 +29,11 @@ fn round_trip_on_fallback() {
 fn round_trip_where_io_uring_is_forbidden() {
     let broker = round_trip("round-trip-seccomp", Start { without_io_uring: true, ..Start::with(&["--io", "auto"]) });
     assert_eq!(broker.ready().io, "fallback");
-    assert!(broker.said().contains("EPERM") || broker.said().contains("Operation not permitted"), "the cause isn't named:\n{}", broker.said());
+    assert!(
+        broker.said().contains("EPERM") || broker.said().contains("Operation not permitted"),
+        "the cause isn't named:\n{}",
+        broker.said()
+    );
     let status: serde_json::Value = serde_json::from_slice(&broker.run(&["status", "--format", "json"])).unwrap();
     assert_eq!(status["io"], "fallback");
     assert_ne!(status["io_note"], "");
@@ -109,7 +113,13 @@ fn lines(input: &[u8]) -> Vec<&[u8]> {
 fn first_difference(expected: &[u8], got: &[u8]) -> String {
     let at = expected.iter().zip(got).position(|(a, b)| a != b).unwrap_or(expected.len().min(got.len()));
     let show = |bytes: &[u8]| bytes[at.saturating_sub(40).min(bytes.len())..(at + 40).min(bytes.len())].escape_ascii().to_string();
-    format!("{} bytes expected, {} came; they differ at {at}:\n expected …{}\n got      …{}", expected.len(), got.len(), show(expected), show(got))
+    format!(
+        "{} bytes expected, {} came; they differ at {at}:\n expected …{}\n got      …{}",
+        expected.len(),
+        got.len(),
+        show(expected),
+        show(got)
+    )
 }
 
 /// (topic, file): the logs beside the repository if they are there, and generated ones in any case.
@@ -126,7 +136,8 @@ fn inputs(directory: &Directory) -> Vec<(String, PathBuf)> {
     let logs = manifest.ancestors().skip(1).take(2).map(|ancestor| ancestor.join("shared/data/logs")).find(|path| path.is_dir());
     match logs {
         Some(logs) => {
-            let mut found: Vec<PathBuf> = std::fs::read_dir(logs).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
+            let mut found: Vec<PathBuf> =
+                std::fs::read_dir(logs).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
             found.sort();
             assert!(!found.is_empty());
             inputs.extend(found.into_iter().map(|path| (format!("real-{}", path.file_name().unwrap().to_string_lossy()), path)));
@@ -160,7 +171,9 @@ fn long_lines() -> Vec<u8> {
 pub fn trampoline() -> Command {
     let mut command = Command::new("sh");
     // libtest takes no arguments for a test; they travel in the environment, one per line.
-    let script = format!("export {TRAMPOLINE}=\"$(printf '%s\\n' \"$@\")\"; exec \"$0\" --exact roundtrip::become_the_program --ignored --nocapture");
+    let script = format!(
+        "export {TRAMPOLINE}=\"$(printf '%s\\n' \"$@\")\"; exec \"$0\" --exact roundtrip::become_the_program --ignored --nocapture"
+    );
     command.arg("-c").arg(script).arg(std::env::current_exe().unwrap());
     command
 }

@@ -201,7 +201,8 @@ fn runtime_is_named_in_one_file() {
         .filter(|path| !path.ends_with("src/net/runtime.rs") && !path.ends_with("src/transport/monoio.rs"))
         .filter(|path| {
             let code = code(&read(path));
-            has_word(&code, "monoio") && code.lines().any(|line| has_word(line, "monoio") && !line.contains("mod monoio") && !line.contains("feature"))
+            has_word(&code, "monoio")
+                && code.lines().any(|line| has_word(line, "monoio") && !line.contains("mod monoio") && !line.contains("feature"))
         })
         .map(|path| path.display().to_string())
         .collect();
@@ -231,7 +232,9 @@ fn every_source_file_is_part_of_a_crate() {
     let roots = ["src/lib.rs", "src/main.rs", "crates/wire/src/lib.rs", "crates/client/src/lib.rs", "perf/src/lib.rs", "tests/it/main.rs"];
     let mut reached: BTreeSet<PathBuf> = roots.iter().map(PathBuf::from).collect();
     // Cargo takes every file there as a root.
-    for directory in ["benches", "examples", "crates/client/tests", "crates/client/examples", "crates/wire/tests", "perf/tests", "perf/benches"] {
+    for directory in
+        ["benches", "examples", "crates/client/tests", "crates/client/examples", "crates/wire/tests", "perf/tests", "perf/benches"]
+    {
         let is_root = |path: &PathBuf| path.parent() == Some(Path::new(directory)) || path.ends_with("main.rs");
         reached.extend(files(directory, &["rs"]).into_iter().filter(is_root));
     }
@@ -267,7 +270,8 @@ fn commands_in_the_readme_exist() {
         // `--help` after a verb proves the verb; the flags of the line must be in that help.
         let words: Vec<&str> = command.split_whitespace().collect();
         let verbs: Vec<&str> = words.iter().copied().take_while(|word| word.chars().all(|c| c.is_ascii_lowercase())).take(2).collect();
-        let verbs = if ["topic", "log", "config"].contains(verbs.first().unwrap_or(&"")) { &verbs[..] } else { &verbs[..verbs.len().min(1)] };
+        let verbs =
+            if ["topic", "log", "config"].contains(verbs.first().unwrap_or(&"")) { &verbs[..] } else { &verbs[..verbs.len().min(1)] };
         let output = crate::harness::ringmain(&[verbs, &["--help"]].concat(), b"");
         let help = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "'ringmain {command}': {}", String::from_utf8_lossy(&output.stderr));
