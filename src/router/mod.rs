@@ -246,6 +246,11 @@ impl Router {
         self.shards.cancel(self.core, connection, generation);
     }
 
+    /// Lets go of the shards and the disk, which finishes what it is in.
+    pub fn close(&mut self) {
+        self.shards = Shards::closed();
+    }
+
     fn send(&mut self, shard: ShardId, origin: Origin, request: &Request<'_>, now: Now) -> Result<(), Busy> {
         if self.shards.owns(shard) {
             return self.shards.handle(shard, origin, request, now);

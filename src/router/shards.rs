@@ -14,7 +14,8 @@ pub struct Shards {
     hosted: Vec<Hosted>,
     /// By shard number: its index in `hosted`.
     places: Vec<Option<u16>>,
-    disk: Box<dyn Disk>,
+    /// `None` once closed.
+    disk: Option<Box<dyn Disk>>,
     completions: Vec<Completion>,
     /// Index of the shard whose replies are taken next.
     reply_from: usize,
@@ -37,7 +38,12 @@ impl Shards {
             places[usize::from(id.0)] = Some(index as u16);
         }
         let hosted = shards.into_iter().map(|(id, shard)| Hosted { id, shard, is_touched: true, has_output: true }).collect();
-        Shards { hosted, places, disk, completions: Vec::new(), reply_from: 0 }
+        Shards { hosted, places, disk: Some(disk), completions: Vec::new(), reply_from: 0 }
+    }
+
+    /// No shards and no disk.
+    pub fn closed() -> Shards {
+        Shards { hosted: Vec::new(), places: Vec::new(), disk: None, completions: Vec::new(), reply_from: 0 }
     }
 
     /// Whether this core owns the shard.
@@ -86,7 +92,8 @@ impl Shards {
     /// Takes what the disk has finished, lets every shard with something to do work on it, and hands what they
     /// want to the disk. Afterwards `poll_event` and `poll_reply` have their output.
     pub fn pump(&mut self, now: Now) {
-        self.disk.poll(&mut self.completions);
+        let Some(disk) = &mut self.disk else { return };
+        disk.poll(&mut self.completions);
         for Completion { token, outcome } in self.completions.drain(..) {
             let hosted = &mut self.hosted[(token.0 >> TOKEN_BITS) as usize];
             hosted.is_touched = true;
@@ -103,12 +110,12 @@ impl Shards {
             hosted.shard.pump(now);
             while let Some((token, operation)) = hosted.shard.poll_operation() {
                 assert!(token.0 >> TOKEN_BITS == 0, "a shard's tokens leave room for its place");
-                self.disk.submit(Token(token.0 | (index as u64) << TOKEN_BITS), operation);
+                disk.submit(Token(token.0 | (index as u64) << TOKEN_BITS), operation);
                 is_submitted = true;
             }
         }
         if is_submitted {
-            self.disk.kick();
+            disk.kick();
         }
         self.reply_from = 0;
     }
@@ -185,12 +192,12 @@ impl Shards {
 
     /// Every shard has stopped and the disk has nothing in flight.
     pub fn is_stopped(&self) -> bool {
-        self.disk.in_flight() == 0 && self.hosted.iter().all(|hosted| hosted.shard.is_stopped())
+        self.in_flight() == 0 && self.hosted.iter().all(|hosted| hosted.shard.is_stopped())
     }
 
     /// Operations at the disk; for metrics.
     pub fn in_flight(&self) -> usize {
-        self.disk.in_flight()
+        self.disk.as_ref().map_or(0, |disk| disk.in_flight())
     }
 
     fn hosted(&self, shard: ShardId) -> Option<&Hosted> {
