@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use ringmain_wire::Op;
-#[cfg(any(feature = "blocking", feature = "tokio", feature = "monoio"))]
-use ringmain_wire::PartitionId;
 use ringmain_wire::control::{
     AlterTopic, CONTROL_VERSION, CommitOffset, ControlError, CreateTopic, ListOffsets, ListOffsetsReply, MetadataReply, MetadataRequest,
     ProducerGrant, ReadOffset, ReadOffsetReply, StatsReply, StatsRequest, TopicDescription, TopicInfo, TopicName, read_open, write_open,
 };
+use ringmain_wire::{Op, PartitionId};
 
 use crate::links::LinkConfig;
 
@@ -149,13 +147,11 @@ impl Call for DescribeTopic {
 }
 
 /// Asks for every topic, or for those named.
-#[cfg(any(feature = "blocking", feature = "tokio", feature = "monoio"))]
-pub(crate) fn metadata(topics: Option<&[&str]>) -> MetadataRequest {
+pub fn metadata(topics: Option<&[&str]>) -> MetadataRequest {
     MetadataRequest { topics: topics.map(|names| names.iter().map(|name| (*name).to_string()).collect()) }
 }
 
 /// Asks for an offset by time; see [`ListOffsets::timestamp_ms`] for the two special times.
-#[cfg(any(feature = "blocking", feature = "tokio", feature = "monoio"))]
-pub(crate) fn list_offset(partition: PartitionId, timestamp_ms: i64) -> ListOffsets {
+pub fn list_offset(partition: PartitionId, timestamp_ms: i64) -> ListOffsets {
     ListOffsets { version: CONTROL_VERSION, reserved: 0, partition: partition.0, timestamp_ms }
 }
