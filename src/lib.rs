@@ -2,5 +2,7 @@
 
 #[allow(unsafe_code)]
 pub mod device;
+pub mod frontend;
 pub mod log;
 pub mod request;
+pub mod shard;
