@@ -308,6 +308,12 @@ impl SimDisk {
         state.cut_at = Some(state.operations + count.max(1));
     }
 
+    /// Nothing is volatile or in flight: a power cut would change nothing.
+    pub fn is_stable(&self) -> bool {
+        let state = self.state.borrow();
+        state.pending.is_empty() && state.adrift.is_empty() && state.files.values().all(|file| file.volatile.is_empty())
+    }
+
     /// Whether the cut has happened.
     pub fn is_cut(&self) -> bool {
         self.state.borrow().cut
