@@ -172,7 +172,9 @@ impl Request<'_> {
         match self {
             Request::Produce { frame } => Some(frame.partition()),
             Request::Fetch(fetch) => Some(fetch.partition),
-            Request::ListOffset { partition, .. } | Request::CommitOffset { partition, .. } | Request::ReadOffset { partition, .. } => Some(*partition),
+            Request::ListOffset { partition, .. } | Request::CommitOffset { partition, .. } | Request::ReadOffset { partition, .. } => {
+                Some(*partition)
+            }
             _ => None,
         }
     }

@@ -7,7 +7,9 @@ use ringmain_wire::{BrokerHalf, Offset, PartitionId, align_up};
 use crate::device::{BLOCK_BYTES, Chunk};
 use crate::request::{Extent, Now};
 
-use super::format::{self, COMMIT_HEADER_BYTES, COMMIT_MAGIC, CommitHeader, DIRECTORY_ENTRY_BYTES, LOG_RECORD_FLAG, LogRecord, RUN_BYTES, Run, block_up};
+use super::format::{
+    self, COMMIT_HEADER_BYTES, COMMIT_MAGIC, CommitHeader, DIRECTORY_ENTRY_BYTES, LOG_RECORD_FLAG, LogRecord, RUN_BYTES, Run, block_up,
+};
 use super::index::Place;
 use super::segment::Next;
 use super::{Append, AppendError, Appended, Log, Plant, Stop};
@@ -159,7 +161,10 @@ impl Log {
         loop {
             if let (Some(group), Some(tail)) = (&self.group, self.chunks.back()) {
                 let end = group.position + (tail.chunk.len() - group.chunk_at) as u32 + len;
-                if tail.chunk.remaining() >= len as usize && block_up(end) <= self.data_limit(is_state) && self.index.run_count() < self.config.active_runs_max {
+                if tail.chunk.remaining() >= len as usize
+                    && block_up(end) <= self.data_limit(is_state)
+                    && self.index.run_count() < self.config.active_runs_max
+                {
                     return Ok(());
                 }
                 self.seal_group();
@@ -207,7 +212,9 @@ impl Log {
 
     fn begin_group(&mut self, needed: u32) -> Result<(), AppendError> {
         let fits = self.chunks.back().is_some_and(|tail| {
-            tail.segment == self.active && tail.chunk.remaining() >= needed as usize && tail.base_position + tail.chunk.len() as u32 == self.position
+            tail.segment == self.active
+                && tail.chunk.remaining() >= needed as usize
+                && tail.base_position + tail.chunk.len() as u32 == self.position
         });
         if !fits {
             self.add_chunk(needed)?;
@@ -252,7 +259,12 @@ impl Log {
             self.blocked = true;
             return Err(AppendError::Busy);
         };
-        self.chunks.push_back(TailChunk { chunk: Chunk::new(buffer), segment: self.active, base_position: self.position, last_sequence: 0 });
+        self.chunks.push_back(TailChunk {
+            chunk: Chunk::new(buffer),
+            segment: self.active,
+            base_position: self.position,
+            last_sequence: 0,
+        });
         Ok(())
     }
 
@@ -307,7 +319,9 @@ impl Log {
         }
         let bytes = tail.chunk.len() - group.chunk_at;
         let leaves = match group.durability {
-            Durability::Memory => bytes >= LAZY_GROUP_BYTES || self.stop != Stop::No || self.group_deadline_us().is_some_and(|at| self.now.monotonic_us >= at),
+            Durability::Memory => {
+                bytes >= LAZY_GROUP_BYTES || self.stop != Stop::No || self.group_deadline_us().is_some_and(|at| self.now.monotonic_us >= at)
+            }
             Durability::Durable | Durability::Written => {
                 let in_flight = self.commits.in_flight();
                 in_flight == 0 || (in_flight < self.config.commits_in_flight_max && bytes >= OVERLAP_BYTES)
@@ -336,10 +350,15 @@ impl Log {
     }
 
     pub(super) fn mark_deadline_us(&self) -> Option<u64> {
-        let idle = self.group.is_none() && self.commits.in_flight() == 0 && self.fence.is_none() && self.stop != Stop::Sealing && self.stop != Stop::Done;
+        let idle = self.group.is_none()
+            && self.commits.in_flight() == 0
+            && self.fence.is_none()
+            && self.stop != Stop::Sealing
+            && self.stop != Stop::Done;
         // A mark itself needs no mark: nobody was told of it.
         let unknown = self.flushed() == self.sequence && self.flushed_on_disk < self.last_frames_sequence;
-        (idle && unknown && self.config.plant != Some(Plant::NoMarkGroup) && self.mark_room()).then_some(self.last_sealed_us + self.config.mark_after_us)
+        (idle && unknown && self.config.plant != Some(Plant::NoMarkGroup) && self.mark_room())
+            .then_some(self.last_sealed_us + self.config.mark_after_us)
     }
 
     /// Begins a checkpoint; the shard's pieces follow as state records, then [`Log::checkpoint_end`].
@@ -357,7 +376,11 @@ impl Log {
     pub fn checkpoint_end(&mut self, now: Now) -> Result<Appended, AppendError> {
         self.now = now;
         let point = self.checkpoint_begun;
-        let appended = self.append_log_record(&LogRecord::CheckpointEnd { segment: point.segment, position: point.position, sequence: point.sequence })?;
+        let appended = self.append_log_record(&LogRecord::CheckpointEnd {
+            segment: point.segment,
+            position: point.position,
+            sequence: point.sequence,
+        })?;
         self.checkpoint_ending = Some((point, appended.sequence));
         Ok(appended)
     }

@@ -12,7 +12,10 @@ use ringmain_wire::frame::frames;
 use crate::device::{BLOCK_BYTES, Fault, Operation, Outcome, SegmentFile};
 use crate::request::Extent;
 
-use super::format::{DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, FORMAT_VERSION, LogPoint, Run, SEAL_MAGIC, SEGMENT_MAGIC, SealBlock, SegmentHeader, SegmentKind, block_up, seed};
+use super::format::{
+    DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, FORMAT_VERSION, LogPoint, Run, SEAL_MAGIC, SEGMENT_MAGIC, SealBlock, SegmentHeader,
+    SegmentKind, block_up, seed,
+};
 use super::index::{Footer, RunIndex};
 use super::segment::{Segment, State};
 use super::{Log, Pending, Stop};
@@ -116,7 +119,8 @@ impl Log {
 
     fn pick_sources(&mut self) {
         let now_ms = self.now.wall_ms;
-        let mixed = |s: &Segment| s.kind == SegmentKind::Log && s.partition_count > 1 && now_ms - s.sealed_ms >= self.config.clean_mixed_after_ms;
+        let mixed =
+            |s: &Segment| s.kind == SegmentKind::Log && s.partition_count > 1 && now_ms - s.sealed_ms >= self.config.clean_mixed_after_ms;
         let half_dead = |s: &Segment| s.live_bytes * 2 < s.written_bytes;
         let free = |s: &Segment| {
             s.is_sealed()
@@ -180,7 +184,8 @@ impl Log {
         let partitions = runs.chunk_by(|a, b| a.0 == b.0).count();
         let footer_bytes = runs.len() * super::format::RUN_BYTES + partitions * DIRECTORY_ENTRY_BYTES;
         let blocks = |bytes: u64| bytes.next_multiple_of(BLOCK_BYTES as u64);
-        job.total_bytes = blocks(u64::from(DATA_START) + runs.iter().map(|(_, _, run)| u64::from(run.len)).sum::<u64>()) + blocks(footer_bytes as u64);
+        job.total_bytes =
+            blocks(u64::from(DATA_START) + runs.iter().map(|(_, _, run)| u64::from(run.len)).sum::<u64>()) + blocks(footer_bytes as u64);
         job.phase = Phase::Acquire;
         if job.total_bytes > u64::from(self.config.segment_bytes) || job.runs.is_empty() {
             let now_ms = self.now.wall_ms;
@@ -383,7 +388,8 @@ impl Log {
                 self.verify_frames(bytes, &Extent { segment: source, position: run.position, len: run.len }).map_err(|_| ())?;
                 let list = job.index.list_of(PartitionId(partition));
                 for frame in frames(bytes).flatten() {
-                    let copy = super::recovery::run_of(&frame.header, frame.largest_timestamp_ms(), job.end_position, frame.padded_bytes() as u32);
+                    let copy =
+                        super::recovery::run_of(&frame.header, frame.largest_timestamp_ms(), job.end_position, frame.padded_bytes() as u32);
                     job.index.push(list, copy, self.config.run_bytes);
                     job.end_position += copy.len;
                 }

@@ -154,7 +154,8 @@ impl Log {
         if self.fence.is_some() || queue.unstable_bytes == 0 || queue.flushes_in_flight > 0 {
             return;
         }
-        let waited_for = queue.entries.iter().skip(queue.done_prefix).any(|e| e.durable) || queue.entries.iter().take(queue.done_prefix).any(|e| e.durable);
+        let waited_for = queue.entries.iter().skip(queue.done_prefix).any(|e| e.durable)
+            || queue.entries.iter().take(queue.done_prefix).any(|e| e.durable);
         let due = self.flush_deadline_us().is_some_and(|at| self.now.monotonic_us >= at);
         if !(waited_for || due || queue.unstable_bytes >= self.config.flush_after_bytes || self.stop != super::Stop::No) {
             return;

@@ -73,6 +73,8 @@ pub struct LogConfig {
     pub clean_bytes_per_second: u64,
     /// Random; seeds the salts of new segments.
     pub entropy: u64,
+    /// `ringmain log repair`: a damaged group is cut off with everything behind it, acknowledged or not.
+    pub accept_loss: bool,
     /// A deliberate mistake, for the simulator to catch.
     pub plant: Option<Plant>,
 }
@@ -98,6 +100,7 @@ impl LogConfig {
             clean_mixed_after_ms: 600_000,
             clean_bytes_per_second: 64 << 20,
             entropy: 0,
+            accept_loss: false,
             plant: None,
         }
     }
@@ -433,7 +436,10 @@ impl Log {
 
     /// When `pump` must be called again at the latest, µs; `None` = after the next append or completion.
     pub fn next_deadline_us(&self) -> Option<u64> {
-        [self.group_deadline_us(), self.flush_deadline_us(), self.mark_deadline_us(), self.retry_deadline_us(), self.cleaner_deadline_us()].into_iter().flatten().min()
+        [self.group_deadline_us(), self.flush_deadline_us(), self.mark_deadline_us(), self.retry_deadline_us(), self.cleaner_deadline_us()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Background work wants another `pump` soon.
@@ -481,7 +487,12 @@ impl Log {
         if self.fence.is_some() {
             return;
         }
-        if self.stop == Stop::Flushing && self.group.is_none() && self.commits.in_flight() == 0 && self.flushed() == self.sequence && self.checkpoint_ending.is_none() {
+        if self.stop == Stop::Flushing
+            && self.group.is_none()
+            && self.commits.in_flight() == 0
+            && self.flushed() == self.sequence
+            && self.checkpoint_ending.is_none()
+        {
             self.stop = Stop::Sealing;
             self.seal_active();
         }

@@ -198,7 +198,9 @@ impl Log {
             let start = extent.position / BLOCK_BYTES as u32 * BLOCK_BYTES as u32;
             let end = block_up(extent.position + extent.len);
             match spans.last_mut() {
-                Some((segment, from, to)) if *segment == extent.segment && start >= *from && start <= *to + MERGE_GAP_BYTES && end - *from <= READ_BYTES_MAX => {
+                Some((segment, from, to))
+                    if *segment == extent.segment && start >= *from && start <= *to + MERGE_GAP_BYTES && end - *from <= READ_BYTES_MAX =>
+                {
                     *to = end.max(*to);
                 }
                 _ => spans.push((extent.segment, start, end)),
@@ -256,7 +258,9 @@ impl Log {
 
     fn verified_piece(&mut self, parts: &[(u64, u32, Option<Slice>)], extent: &Extent) -> Result<Slice, ReadError> {
         let holds = |(segment, start, slice): &&(u64, u32, Option<Slice>)| {
-            *segment == extent.segment && *start <= extent.position && slice.as_ref().is_some_and(|s| (extent.position - start + extent.len) as usize <= s.len())
+            *segment == extent.segment
+                && *start <= extent.position
+                && slice.as_ref().is_some_and(|s| (extent.position - start + extent.len) as usize <= s.len())
         };
         let Some((_, start, Some(slice))) = parts.iter().find(holds) else { return Err(ReadError::Gone) };
         let from = (extent.position - start) as usize;
@@ -279,7 +283,12 @@ impl Log {
                 Err(error) => {
                     self.counters.corrupt_frames += 1;
                     let file = self.segment(extent.segment).map_or(crate::device::FileId(0), |s| s.file);
-                    return Err(ReadError::Corrupt { file, segment: extent.segment, position: extent.position + at as u32, what: error.to_string() });
+                    return Err(ReadError::Corrupt {
+                        file,
+                        segment: extent.segment,
+                        position: extent.position + at as u32,
+                        what: error.to_string(),
+                    });
                 }
             }
         }
@@ -313,7 +322,9 @@ impl Log {
     }
 
     pub(super) fn footer_read(&mut self, number: u64, result: Result<Buffer, Fault>) {
-        let Some((seed, State::Sealed { footer_len, footer_crc, directory_count, .. })) = self.segments.get(&number).map(|s| (s.seed, &s.state)) else {
+        let Some((seed, State::Sealed { footer_len, footer_crc, directory_count, .. })) =
+            self.segments.get(&number).map(|s| (s.seed, &s.state))
+        else {
             return self.footer_ready(number, Ok(()));
         };
         let judged = result.and_then(|buffer| {

@@ -14,8 +14,8 @@ use crate::request::Now;
 
 use super::commit::CommitQueue;
 use super::format::{
-    COMMIT_HEADER_BYTES, CommitHeader, DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, LOG_RECORD_FLAG, LogPoint, LogRecord, Run, SealBlock, SegmentHeader,
-    SegmentKind, block_up, read_directory, seed,
+    COMMIT_HEADER_BYTES, CommitHeader, DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, LOG_RECORD_FLAG, LogPoint, LogRecord, Run, SealBlock,
+    SegmentHeader, SegmentKind, block_up, read_directory, seed,
 };
 use super::index::{FooterCache, Place, RunIndex};
 use super::segment::{Next, Segment, State};
@@ -85,7 +85,10 @@ impl fmt::Display for OpenError {
                  Restore the file, or accept the loss with 'ringmain log repair'"
             ),
             OpenError::MissingSegment { number } => {
-                write!(f, "segment {number} is missing: a file was deleted from the data directory. Restore it, or accept the loss with 'ringmain log repair'")
+                write!(
+                    f,
+                    "segment {number} is missing: a file was deleted from the data directory. Restore it, or accept the loss with 'ringmain log repair'"
+                )
             }
             OpenError::Memory => f.write_str("not enough memory to read the log; raise --memory"),
         }
@@ -172,7 +175,9 @@ impl<'a> SegmentReader<'a> {
         let mut crc = seed(header.salt);
         let mut at = COMMIT_HEADER_BYTES;
         for _ in 0..commit.frame_count {
-            let Ok(frame) = Frame::parse(&bytes[at.min(bytes.len())..]) else { return Ok(Err(format!("no frame at byte {at} of the group"))) };
+            let Ok(frame) = Frame::parse(&bytes[at.min(bytes.len())..]) else {
+                return Ok(Err(format!("no frame at byte {at} of the group")));
+            };
             crc = crc32c::crc32c_append(crc, &frame.bytes()[..ringmain_wire::frame::HEADER_BYTES]);
             if let Err(error) = frame.verify_body() {
                 return Ok(Err(format!("frame at byte {at} of the group: {error}")));
@@ -193,7 +198,13 @@ impl<'a> SegmentReader<'a> {
 }
 
 /// Reads headers and seal blocks of the shard's files.
-pub(super) fn find(volume: &mut dyn Volume, arena: &Arena, files: &[SegmentFile], shard: ShardId, bytes_read: &mut u64) -> Result<Vec<Found>, OpenError> {
+pub(super) fn find(
+    volume: &mut dyn Volume,
+    arena: &Arena,
+    files: &[SegmentFile],
+    shard: ShardId,
+    bytes_read: &mut u64,
+) -> Result<Vec<Found>, OpenError> {
     let mut found = Vec::new();
     let mut buffer = arena.allocate(DATA_START as usize).map_err(|_| OpenError::Memory)?;
     for &file in files.iter().filter(|f| f.written_bytes >= u64::from(DATA_START)) {
@@ -213,19 +224,82 @@ pub(super) fn find(volume: &mut dyn Volume, arena: &Arena, files: &[SegmentFile]
 /// Log segments that belong to an epoch's dead end: behind the point where the next epoch says it ended.
 pub(super) fn dead_numbers(found: &[Found]) -> BTreeSet<u64> {
     let ends: Vec<EpochEnd> = found.iter().map(|f| f.header.previous).filter(|p| p.epoch > 0).collect();
-    let dead = |f: &&Found| ends.iter().any(|end| f.header.epoch == end.epoch && f.header.number > end.segment && f.header.segment_kind() == SegmentKind::Log);
+    let dead = |f: &&Found| {
+        ends.iter().any(|end| f.header.epoch == end.epoch && f.header.number > end.segment && f.header.segment_kind() == SegmentKind::Log)
+    };
     found.iter().filter(dead).map(|f| f.header.number).collect()
 }
 
 /// Where a scan stands: the last good group.
 #[derive(Clone, Copy, Debug, Default)]
-struct Good {
-    sequence: u64,
-    crc: u32,
+pub(super) struct Good {
+    pub sequence: u64,
+    pub crc: u32,
     /// Nothing has been scanned yet, so the first group's `previous_crc` can't be judged.
     unknown: bool,
-    segment: u64,
-    position: u32,
+    pub segment: u64,
+    pub position: u32,
+}
+
+/// What the files of a shard hold, before anything is changed.
+pub(super) struct Survey {
+    pub report: RecoveryReport,
+    /// Every segment file of the shard, dead ones too, in order of number.
+    pub found: Vec<Found>,
+    /// Numbers of the segments that count.
+    pub live: BTreeSet<u64>,
+    pub good: Good,
+    /// Of live segments without a footer: runs, end of groups, last sequence, last checksum.
+    pub indexes: HashMap<u64, (RunIndex, u32, u64, u32)>,
+    pub checkpoint: LogPoint,
+    pub newest_epoch: u32,
+}
+
+/// Finds the shard's segments, replays them from the last complete checkpoint, judges the tail. Changes nothing.
+pub(super) fn survey(
+    config: &LogConfig,
+    arena: &Arena,
+    volume: &mut dyn Volume,
+    files: &[SegmentFile],
+    replay: &mut dyn Replay,
+) -> Result<Survey, OpenError> {
+    let mut report = RecoveryReport::default();
+    let found = find(volume, arena, files, config.shard, &mut report.bytes_read)?;
+    let dead = dead_numbers(&found);
+    let log_segments: Vec<Found> =
+        found.iter().copied().filter(|f| f.header.segment_kind() == SegmentKind::Log && !dead.contains(&f.header.number)).collect();
+    let pointers = found.iter().flat_map(|f| [Some(f.header.checkpoint), f.seal.map(|s| s.checkpoint)]).flatten();
+    let checkpoint = pointers.filter(|p| p.segment > 0).max_by_key(|p| p.sequence).unwrap_or_default();
+    let newest_epoch = found.iter().map(|f| f.header.epoch).max().unwrap_or(0);
+
+    let mut scan = Scan {
+        config,
+        arena,
+        report,
+        found: found.clone(),
+        good: Good { unknown: true, ..Good::default() },
+        declared: BTreeSet::new(),
+        swapped_in: BTreeSet::new(),
+        swapped_out: BTreeSet::new(),
+        scanned: BTreeSet::new(),
+        cut: false,
+        indexes: HashMap::new(),
+    };
+    if checkpoint.segment > 0 && !log_segments.iter().any(|f| f.header.number == checkpoint.segment) {
+        return Err(OpenError::MissingSegment { number: checkpoint.segment });
+    }
+    let chain: Vec<Found> = log_segments.iter().copied().filter(|f| f.header.number >= checkpoint.segment).collect();
+    for (at, segment) in chain.iter().enumerate() {
+        scan.segment(volume, segment, &chain[at + 1..], checkpoint, replay)?;
+        if scan.cut {
+            break;
+        }
+    }
+    let Scan { mut report, good, declared, swapped_in, swapped_out, scanned, indexes, .. } = scan;
+    report.was_clean = chain.last().is_some_and(|f| f.seal.is_some()) && report.torn_tail.is_none();
+
+    let live: BTreeSet<u64> = declared.iter().chain(&swapped_in).chain(&scanned).copied().filter(|n| !swapped_out.contains(n)).collect();
+    Ok(Survey { report, found, live, good, indexes, checkpoint, newest_epoch })
 }
 
 struct Scan<'a> {
@@ -250,43 +324,16 @@ impl Log {
     /// Calls `replay` with every frame after the last complete checkpoint, in log order. Reads at most the
     /// headers, the directories, and the segments since that checkpoint. When it returns, a new epoch's
     /// first segment is on stable media.
-    pub fn open(config: LogConfig, arena: Arena, volume: &mut dyn Volume, files: &[SegmentFile], replay: &mut dyn Replay, now: Now) -> Result<Opened, OpenError> {
-        let mut report = RecoveryReport::default();
-        let found = find(volume, &arena, files, config.shard, &mut report.bytes_read)?;
-        let dead = dead_numbers(&found);
-        let log_segments: Vec<Found> =
-            found.iter().copied().filter(|f| f.header.segment_kind() == SegmentKind::Log && !dead.contains(&f.header.number)).collect();
-        let pointers = found.iter().flat_map(|f| [Some(f.header.checkpoint), f.seal.map(|s| s.checkpoint)]).flatten();
-        let checkpoint = pointers.filter(|p| p.segment > 0).max_by_key(|p| p.sequence).unwrap_or_default();
-        let newest_epoch = found.iter().map(|f| f.header.epoch).max().unwrap_or(0);
-
-        let mut scan = Scan {
-            config: &config,
-            arena: &arena,
-            report,
-            found: found.clone(),
-            good: Good { unknown: true, ..Good::default() },
-            declared: BTreeSet::new(),
-            swapped_in: BTreeSet::new(),
-            swapped_out: BTreeSet::new(),
-            scanned: BTreeSet::new(),
-            cut: false,
-            indexes: HashMap::new(),
-        };
-        if checkpoint.segment > 0 && !log_segments.iter().any(|f| f.header.number == checkpoint.segment) {
-            return Err(OpenError::MissingSegment { number: checkpoint.segment });
-        }
-        let chain: Vec<Found> = log_segments.iter().copied().filter(|f| f.header.number >= checkpoint.segment).collect();
-        for (at, segment) in chain.iter().enumerate() {
-            scan.segment(volume, segment, &chain[at + 1..], checkpoint, replay)?;
-            if scan.cut {
-                break;
-            }
-        }
-        let Scan { mut report, good, declared, swapped_in, swapped_out, scanned, mut indexes, .. } = scan;
-        report.was_clean = chain.last().is_some_and(|f| f.seal.is_some()) && report.torn_tail.is_none();
-
-        let live: BTreeSet<u64> = declared.iter().chain(&swapped_in).chain(&scanned).copied().filter(|n| !swapped_out.contains(n)).collect();
+    pub fn open(
+        config: LogConfig,
+        arena: Arena,
+        volume: &mut dyn Volume,
+        files: &[SegmentFile],
+        replay: &mut dyn Replay,
+        now: Now,
+    ) -> Result<Opened, OpenError> {
+        let Survey { mut report, found, live, good, mut indexes, checkpoint, newest_epoch } =
+            survey(&config, &arena, volume, files, replay)?;
         let by_number: HashMap<u64, &Found> = found.iter().map(|f| (f.header.number, f)).collect();
         let mut log = Log {
             epoch: newest_epoch + 1,
@@ -367,11 +414,17 @@ impl Log {
             damaged: false,
             state: State::Active,
         };
-        let directory = if let Some(seal) = found.seal {
+        let directory = if let Some((index, end_position, last_sequence, last_group_crc)) = scanned {
+            (segment.end_position, segment.last_sequence, segment.last_group_crc) = (end_position, last_sequence, last_group_crc);
+            let directory = index.directory();
+            segment.state = State::Sealing { index, footer: Vec::new(), directory_count: 0, written: 0, in_flight: false, sealing: false };
+            directory
+        } else if let Some(seal) = found.seal {
             let len = seal.directory_count as usize * DIRECTORY_ENTRY_BYTES;
             let mut reader = SegmentReader::new(volume, &self.arena, found.file);
             let bytes = reader.bytes(seal.footer_position, len)?.unwrap_or_default();
-            let directory = (crc32c::crc32c_append(seed, bytes) == seal.directory_crc).then(|| read_directory(bytes, seal.directory_count)).flatten();
+            let directory =
+                (crc32c::crc32c_append(seed, bytes) == seal.directory_crc).then(|| read_directory(bytes, seal.directory_count)).flatten();
             let Some(directory) = directory else {
                 let what = "the directory of its footer does not match its checksum".into();
                 return Err(OpenError::Rot { file: found.file.file, segment: number, position: seal.footer_position, what });
@@ -384,11 +437,6 @@ impl Log {
                 footer_crc: seal.footer_crc,
                 directory_count: seal.directory_count,
             };
-            directory
-        } else if let Some((index, end_position, last_sequence, last_group_crc)) = scanned {
-            (segment.end_position, segment.last_sequence, segment.last_group_crc) = (end_position, last_sequence, last_group_crc);
-            let directory = index.directory();
-            segment.state = State::Sealing { index, footer: Vec::new(), directory_count: 0, written: 0, in_flight: false, sealing: false };
             directory
         } else {
             let what = "it has no footer though a later checkpoint relies on it".into();
@@ -403,13 +451,21 @@ impl Log {
     }
 
     /// Writes the header of the new epoch's first segment: from then on the old end is settled.
-    fn open_epoch(&mut self, volume: &mut dyn Volume, found: &[Found], live: &BTreeSet<u64>, newest_epoch: u32, good: Good) -> Result<(), OpenError> {
+    fn open_epoch(
+        &mut self,
+        volume: &mut dyn Volume,
+        found: &[Found],
+        live: &BTreeSet<u64>,
+        newest_epoch: u32,
+        good: Good,
+    ) -> Result<(), OpenError> {
         let own_free = found.iter().filter(|f| !live.contains(&f.header.number)).map(|f| f.file).max_by_key(|f| f.written_bytes);
         let file = match own_free {
             Some(file) => file,
             None => volume.create((8 << 20).min(u64::from(self.config.segment_bytes)))?,
         };
-        let previous = EpochEnd { epoch: newest_epoch, segment: good.segment, position: good.position, sequence: good.sequence, group_crc: good.crc };
+        let previous =
+            EpochEnd { epoch: newest_epoch, segment: good.segment, position: good.position, sequence: good.sequence, group_crc: good.crc };
         let header = self.open_segment(file, previous, None);
         let mut block = self.arena.allocate(BLOCK_BYTES).map_err(|_| OpenError::Memory)?;
         block.copy_from_slice(&header.to_block());
@@ -420,7 +476,14 @@ impl Log {
 
 impl Scan<'_> {
     /// Scans one segment of the chain; `later`: the ones after it.
-    fn segment(&mut self, volume: &mut dyn Volume, found: &Found, later: &[Found], checkpoint: LogPoint, replay: &mut dyn Replay) -> Result<(), OpenError> {
+    fn segment(
+        &mut self,
+        volume: &mut dyn Volume,
+        found: &Found,
+        later: &[Found],
+        checkpoint: LogPoint,
+        replay: &mut dyn Replay,
+    ) -> Result<(), OpenError> {
         let number = found.header.number;
         let (file, header) = (found.file.file, found.header);
         let next = later.first();
@@ -433,7 +496,10 @@ impl Scan<'_> {
             (self.good.segment, self.good.position) = (number, DATA_START);
         }
         // A sealed segment brings its index in its footer: only what the checkpoint doesn't cover is replayed.
-        let sealed = found.seal;
+        let known_end =
+            later.iter().find(|f| f.header.previous.epoch == header.epoch).map(|f| f.header.previous).filter(|end| end.segment == number);
+        // … unless a repair has cut it short.
+        let sealed = found.seal.filter(|s| !self.config.accept_loss && known_end.is_none_or(|end| end.position >= s.end_position));
         let mut position = DATA_START;
         if number == checkpoint.segment && sealed.is_some() {
             position = checkpoint.position;
@@ -441,7 +507,8 @@ impl Scan<'_> {
         } else if self.good.unknown {
             self.good.sequence = header.first_sequence - 1;
         }
-        let known_end = later.iter().find(|f| f.header.previous.epoch == header.epoch).map(|f| f.header.previous).filter(|end| end.segment == number);
+        let known_end =
+            later.iter().find(|f| f.header.previous.epoch == header.epoch).map(|f| f.header.previous).filter(|end| end.segment == number);
         let end = sealed.map(|s| s.end_position).or(known_end.map(|end| end.position));
         let mut index = RunIndex::default();
         let arena = self.arena.clone();
@@ -475,6 +542,11 @@ impl Scan<'_> {
         let Some(what) = bad else { return Ok(()) };
         // The writer went on in the next segment of the same epoch: nothing is missing here.
         if end.is_none() && next.is_some_and(|n| n.header.epoch == header.epoch && n.header.first_sequence == self.good.sequence + 1) {
+            return Ok(());
+        }
+        if self.config.accept_loss {
+            self.cut = true;
+            self.report.torn_tail = Some((file, number, position));
             return Ok(());
         }
         if end.is_some() || next.is_some_and(|n| n.header.epoch != header.epoch) {
@@ -519,7 +591,8 @@ impl Scan<'_> {
     /// further on knows it (or a later one) as flushed, it was on stable media.
     fn judge(&mut self, volume: &mut dyn Volume, found: &Found, later: &[Found], position: u32, what: String) -> Result<(), OpenError> {
         let across = self.config.plant == Some(Plant::SequencesAcrossEpochs);
-        let dead: Vec<Found> = if across { self.found.iter().copied().filter(|f| f.header.number != found.header.number).collect() } else { Vec::new() };
+        let dead: Vec<Found> =
+            if across { self.found.iter().copied().filter(|f| f.header.number != found.header.number).collect() } else { Vec::new() };
         let places = std::iter::once((found, position)).chain(later.iter().chain(&dead).map(|f| (f, DATA_START)));
         let arena = self.arena.clone();
         let mut torn = false;

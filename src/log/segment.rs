@@ -180,7 +180,11 @@ impl Log {
             return;
         }
         let flushed = self.flushed();
-        let ready = self.segments.values().find(|s| s.last_sequence <= flushed && matches!(s.state, State::Sealing { in_flight: false, .. })).map(|s| s.number);
+        let ready = self
+            .segments
+            .values()
+            .find(|s| s.last_sequence <= flushed && matches!(s.state, State::Sealing { in_flight: false, .. }))
+            .map(|s| s.number);
         let Some(number) = ready else { return };
         let checkpoint = self.checkpoint;
         let Some(segment) = self.segments.get_mut(&number) else { return };
@@ -230,7 +234,10 @@ impl Log {
         buffer.fill(0);
         buffer[..bytes.len()].copy_from_slice(&bytes);
         *in_flight = true;
-        self.submit(Pending::Seal { segment: number }, Operation::Write { file, position: u64::from(position), data: buffer.freeze(), durable: true });
+        self.submit(
+            Pending::Seal { segment: number },
+            Operation::Write { file, position: u64::from(position), data: buffer.freeze(), durable: true },
+        );
     }
 
     pub(super) fn seal_written(&mut self, number: u64, result: Result<(), Fault>) {
@@ -247,7 +254,12 @@ impl Log {
             return;
         }
         let (footer, directory_count) = (std::mem::take(footer), *directory_count);
-        segment.state = State::Sealed { footer_position, footer_len: footer.len() as u32, footer_crc: crc32c::crc32c_append(seed, &footer), directory_count };
+        segment.state = State::Sealed {
+            footer_position,
+            footer_len: footer.len() as u32,
+            footer_crc: crc32c::crc32c_append(seed, &footer),
+            directory_count,
+        };
         if let Some(footer) = super::index::Footer::read(&footer, directory_count) {
             self.footers.insert(number, footer);
         }
@@ -392,7 +404,11 @@ impl Log {
     }
 
     /// Appends a swap record. `Some` = there was no room: the stores come back, nothing has changed.
-    pub(super) fn log_swap(&mut self, sources: Vec<u64>, stores: Vec<(Segment, super::index::Footer)>) -> Option<Vec<(Segment, super::index::Footer)>> {
+    pub(super) fn log_swap(
+        &mut self,
+        sources: Vec<u64>,
+        stores: Vec<(Segment, super::index::Footer)>,
+    ) -> Option<Vec<(Segment, super::index::Footer)>> {
         let record = LogRecord::Swap { sources: sources.clone(), stores: stores.iter().map(|(s, _)| s.number).collect() };
         let Ok(appended) = self.append_log_record(&record) else { return Some(stores) };
         self.swaps.push_back(PendingSwap { sequence: appended.sequence, sources, stores });

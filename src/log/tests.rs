@@ -183,7 +183,10 @@ fn append_flushed_is_read_back_hot_and_cold() {
     assert_eq!(frames(&hot).next().unwrap().unwrap().base_offset(), Offset(0));
     assert_eq!(rig.read_all(1, 0), [0]);
     assert_eq!(rig.read_all(2, 0), [0]);
-    assert_eq!(rig.log.locate(PartitionId(1), Offset(3), Offset(3), 100), Located::Runs { extents: vec![], next_offset: Offset(3), bytes: 0 });
+    assert_eq!(
+        rig.log.locate(PartitionId(1), Offset(3), Offset(3), 100),
+        Located::Runs { extents: vec![], next_offset: Offset(3), bytes: 0 }
+    );
 }
 
 #[test]
@@ -202,7 +205,10 @@ fn groups_survive_power_loss_once_flushed() {
     for partition in 1..4u32 {
         let offsets = rig.read_all(partition, 0);
         assert!(offsets.is_sorted() && !offsets.is_empty());
-        assert_eq!(rig.log.locate(PartitionId(partition), Offset(ends[partition as usize]), Offset(u64::MAX), 1), Located::Runs { extents: vec![], next_offset: Offset(ends[partition as usize]), bytes: 0 });
+        assert_eq!(
+            rig.log.locate(PartitionId(partition), Offset(ends[partition as usize]), Offset(u64::MAX), 1),
+            Located::Runs { extents: vec![], next_offset: Offset(ends[partition as usize]), bytes: 0 }
+        );
     }
 }
 
@@ -318,4 +324,44 @@ fn memory_group_is_readable_at_once_and_flushed_in_time() {
     assert_eq!(rig.log.written(), 0);
     rig.settle();
     assert!(rig.log.flushed() >= appended.sequence);
+}
+
+#[test]
+fn verify_names_whole_torn_and_damaged_logs() {
+    let mut rig = Rig::new();
+    let mut appended = Vec::new();
+    for i in 0..600u32 {
+        appended.push(rig.append(1 + i % 2, 1, &[b'v'; 1_000]));
+    }
+    rig.settle();
+    let mut disk = rig.disk.clone();
+    let files = disk.list().unwrap();
+    let whole = tool::verify_volume(&mut disk, &files).unwrap();
+    assert!(whole.damage.is_empty() && whole.torn_tails.is_empty() && whole.frames >= 600, "{whole:?}");
+    let damaged = appended[10].extent;
+    rig.disk.rot(rig.log.segments[&damaged.segment].file, u64::from(damaged.position) + 300, 0);
+    let report = tool::verify_volume(&mut disk, &files).unwrap();
+    let place = report.damage[0].place.unwrap();
+    assert!(place.segment == damaged.segment && place.position <= damaged.position, "{report:?}");
+}
+
+#[test]
+fn accepted_loss_cuts_before_the_damage_and_goes_on() {
+    let mut rig = Rig::new();
+    let kept = rig.append(1, 1, &[b'k'; 3_000]);
+    rig.flush(kept.sequence);
+    let lost = rig.append(1, 1, &[b'l'; 3_000]);
+    rig.flush(lost.sequence);
+    rig.settle();
+    rig.disk.rot(rig.log.segments[&lost.extent.segment].file, u64::from(lost.extent.position) + 100, 3);
+    let (disk, config) = (rig.disk.clone(), rig.config.clone());
+    let accepting = LogConfig { accept_loss: true, ..config.clone() };
+    drop(Rig::open(disk.clone(), accepting, &mut Collected::default()).unwrap());
+    let mut replayed = Collected::default();
+    let mut rig = Rig::open(disk, config, &mut replayed).unwrap();
+    assert_eq!(replayed.frames, [(PartitionId(1), 0, 1)]);
+    rig.ends[1] = 1;
+    let next = rig.append(1, 1, b"next");
+    rig.flush(next.sequence);
+    assert_eq!(rig.read_all(1, 0), [0, 1]);
 }

@@ -157,7 +157,9 @@ pub enum FrameError {
 impl std::fmt::Display for FrameError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            FrameError::Truncated { needed_bytes, got_bytes } => write!(f, "frame cut short: {needed_bytes} bytes needed, {got_bytes} there"),
+            FrameError::Truncated { needed_bytes, got_bytes } => {
+                write!(f, "frame cut short: {needed_bytes} bytes needed, {got_bytes} there")
+            }
             FrameError::BadMagic { got } => write!(f, "not a frame: magic {got:#010x}, expected {MAGIC:#010x}"),
             FrameError::BadLength { len } => write!(f, "frame length {len} is impossible"),
             FrameError::BodyCrc { expected, got } => write!(f, "body checksum {got:#010x}, the header says {expected:#010x}"),
