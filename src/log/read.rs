@@ -92,8 +92,8 @@ impl Log {
             };
             match self.runs_of_segment(place.segment) {
                 Runs::Memory(index) => {
-                    let skip = index.first_after(partition, from.0);
-                    for run in index.runs_of(partition).skip(skip) {
+                    let skip = index.first_after(partition, from.0.max(place.base_offset));
+                    for run in index.runs_of(partition).skip(skip).take_while(|run| run.base_offset < place.end_offset) {
                         if !take(run) {
                             break;
                         }
@@ -101,8 +101,8 @@ impl Log {
                 }
                 Runs::Footer(footer) => {
                     let runs = footer.runs_of(partition);
-                    let skip = runs.partition_point(|run| run.end_offset() <= from.0);
-                    for run in &runs[skip..] {
+                    let skip = runs.partition_point(|run| run.end_offset() <= from.0.max(place.base_offset));
+                    for run in runs[skip..].iter().take_while(|run| run.base_offset < place.end_offset) {
                         if !take(run) {
                             break;
                         }

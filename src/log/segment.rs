@@ -425,7 +425,9 @@ impl Log {
             let moved = swap.stores.iter().flat_map(|(_, footer)| footer.directory.iter().map(|entry| entry.partition as usize));
             for partition in moved {
                 for &source in &swap.sources {
-                    self.partitions.get_mut(partition).and_then(|places| places.remove_segment(source));
+                    if let Some(places) = self.partitions.get_mut(partition) {
+                        places.remove_segment(source);
+                    }
                 }
             }
             for &source in &swap.sources {
