@@ -289,6 +289,10 @@ pub(super) fn survey(
         return Err(OpenError::MissingSegment { number: checkpoint.segment });
     }
     let chain: Vec<Found> = log_segments.iter().copied().filter(|f| f.header.number >= checkpoint.segment).collect();
+    // What a dead process wrote may be in the device's cache only: readable now, and gone with the next power cut.
+    for segment in &chain {
+        volume.flush(segment.file.file)?;
+    }
     for (at, segment) in chain.iter().enumerate() {
         scan.segment(volume, segment, &chain[at + 1..], checkpoint, replay)?;
         if scan.cut {
