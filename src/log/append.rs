@@ -43,6 +43,8 @@ pub(super) struct OpenGroup {
 
 /// A lone group waits for company only when so much is pending behind writes in flight.
 const OVERLAP_BYTES: usize = 48 << 10;
+/// A group without frames.
+const MARK_BYTES: u32 = BLOCK_BYTES as u32;
 /// A group of `memory` frames is written when it has so many bytes, or after the flush time.
 const LAZY_GROUP_BYTES: usize = 256 << 10;
 
@@ -178,8 +180,13 @@ impl Log {
         }
     }
 
-    /// First position in the active segment that a group may not reach.
+    /// First position in the active segment that a group may not reach. One block is kept for the mark that says that
+    /// the last of them was flushed.
     fn data_limit(&self, is_state: bool) -> u32 {
+        self.limit(is_state, MARK_BYTES)
+    }
+
+    fn limit(&self, is_state: bool, mark: u32) -> u32 {
         let Some(segment) = self.segments.get(&self.active) else { return 0 };
         let footer = block_up((self.index.footer_bytes() + DIRECTORY_ENTRY_BYTES + RUN_BYTES) as u32);
         // While there is no next segment, acks, offsets and deletes must find room in this one.
@@ -195,7 +202,7 @@ impl Log {
     fn roll_or_wait(&mut self, needed: u32, is_state: bool) -> Result<(), AppendError> {
         let Some(segment) = self.segments.get(&self.active) else { return Err(AppendError::Busy) };
         let footer = block_up((self.index.footer_bytes() + DIRECTORY_ENTRY_BYTES + RUN_BYTES) as u32);
-        let fits = self.position + needed + footer <= self.config.segment_bytes && self.index.run_count() < self.config.active_runs_max;
+        let fits = self.position + needed + footer + MARK_BYTES <= self.config.segment_bytes && self.index.run_count() < self.config.active_runs_max;
         let only_reserve_left = fits && !is_state && u64::from(self.position + needed) <= segment.written_bytes;
         if fits && !only_reserve_left {
             self.blocked = true;
@@ -346,7 +353,7 @@ impl Log {
     }
 
     fn mark_room(&self) -> bool {
-        self.position + BLOCK_BYTES as u32 <= self.data_limit(true)
+        self.position + MARK_BYTES <= self.limit(true, 0)
     }
 
     pub(super) fn mark_deadline_us(&self) -> Option<u64> {
