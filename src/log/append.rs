@@ -4,15 +4,16 @@ use ringmain_wire::control::{Durability, write_open};
 use ringmain_wire::frame::{self, Format, HALF_BYTES, HEADER_BYTES, Identity};
 use ringmain_wire::{BrokerHalf, Offset, PartitionId, align_up};
 
-use crate::device::{BLOCK_BYTES, Chunk};
+use crate::device::{BLOCK_BYTES, Chunk, Fault, Operation};
 use crate::request::{Extent, Now};
 
 use super::format::{
-    self, COMMIT_HEADER_BYTES, COMMIT_MAGIC, CommitHeader, DIRECTORY_ENTRY_BYTES, LOG_RECORD_FLAG, LogRecord, RUN_BYTES, Run, block_up,
+    self, COMMIT_HEADER_BYTES, COMMIT_MAGIC, CommitHeader, DIRECTORY_ENTRY_BYTES, LOG_RECORD_FLAG, LogRecord, RUN_BYTES, Run, SealBlock,
+    block_up,
 };
 use super::index::Place;
-use super::segment::Next;
-use super::{Append, AppendError, Appended, Log, Plant, Stop};
+use super::segment::{Next, State};
+use super::{Append, AppendError, Appended, Log, Pending, Plant, Stop};
 
 /// A piece of the log in memory: appended to while it is the last, read from until it is wanted back.
 #[derive(Debug)]
@@ -191,7 +192,7 @@ impl Log {
         let footer = block_up((self.index.footer_bytes() + DIRECTORY_ENTRY_BYTES + RUN_BYTES) as u32);
         // While there is no next segment, acks, offsets and deletes must find room in this one.
         let reserve = if is_state || matches!(self.next, Next::Ready(_) | Next::Extending(_)) { 0 } else { self.state_reserve_bytes() };
-        (self.config.segment_bytes.saturating_sub(footer + reserve)).min(segment.written_bytes.min(u64::from(u32::MAX)) as u32)
+        (self.config.segment_bytes.saturating_sub(footer + reserve + mark)).min(segment.written_bytes.min(u64::from(u32::MAX)) as u32)
     }
 
     fn state_reserve_bytes(&self) -> u32 {
@@ -400,8 +401,41 @@ impl Log {
         {
             self.checkpoint = point;
             self.checkpoint_ending = None;
-            self.retire_dead_segments();
         }
+        self.anchor_checkpoint();
+    }
+
+    /// Segments before the checkpoint may go only when recovery is sure to find it. The next header or seal block will
+    /// say where it is; until then the active segment's block 1 does, where the seal block comes later.
+    fn anchor_checkpoint(&mut self) {
+        let is_active = self.segments.get(&self.active).is_some_and(|s| matches!(s.state, State::Active));
+        let known = self.checkpoint.sequence <= self.anchored.sequence;
+        // A flushed group of the segment says that its header is on stable media too.
+        if known || self.note.is_some() || !is_active || self.flushed() < self.active_first_sequence || self.stop != Stop::No {
+            return;
+        }
+        let (Some(segment), Ok(mut buffer)) = (self.segments.get(&self.active), self.arena.allocate(BLOCK_BYTES)) else { return };
+        let file = segment.file;
+        buffer.copy_from_slice(&SealBlock::note(segment.number, self.checkpoint).to_block(segment.seed));
+        self.note = Some(self.active);
+        let pending = Pending::Note { point: self.checkpoint };
+        self.submit(pending, Operation::Write { file, position: BLOCK_BYTES as u64, data: buffer.freeze(), durable: true });
+    }
+
+    pub(super) fn note_written(&mut self, point: format::LogPoint, result: Result<(), Fault>) {
+        self.note = None;
+        match result {
+            Ok(()) => self.checkpoint_anchored(point),
+            Err(fault) => self.fence_off(fault),
+        }
+    }
+
+    /// Stable media say where the checkpoint is.
+    pub(super) fn checkpoint_anchored(&mut self, point: format::LogPoint) {
+        if point.sequence > self.anchored.sequence {
+            self.anchored = point;
+        }
+        self.retire_dead_segments();
     }
 }
 

@@ -126,7 +126,7 @@ impl Log {
             s.is_sealed()
                 && !s.damaged
                 && s.live_bytes > 0
-                && (s.kind == SegmentKind::Store || s.number < self.checkpoint.segment)
+                && (s.kind == SegmentKind::Store || s.number < self.anchored.segment)
                 && !self.swaps.iter().any(|swap| swap.sources.contains(&s.number))
         };
         // What one segment held, one store holds: frames lie closer there. More must leave room for a footer.
