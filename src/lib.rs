@@ -4,3 +4,4 @@
 pub mod device;
 pub mod log;
 pub mod request;
+pub mod simulation;

@@ -688,7 +688,7 @@ impl World {
         self.say(|| "disk full: truncating everything".to_owned());
         let all: Vec<(u32, u64)> = self.partitions.iter().map(|(&id, partition)| (id, partition.end)).collect();
         for (partition, start) in all {
-            if self.shard.dropped.contains(&partition) || self.shard.starts.get(&partition) == Some(&start) {
+            if self.shard.dropped.contains(&partition) || self.shard.starts.get(&partition).copied().unwrap_or(0) == start {
                 continue;
             }
             let body = state_body(&Change::Start { partition, start }, 0);
