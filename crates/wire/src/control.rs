@@ -441,7 +441,12 @@ impl std::str::FromStr for Durability {
 
 impl Default for TopicConfig {
     fn default() -> TopicConfig {
-        TopicConfig { durability: Durability::Durable, retention_ms: None, retention_bytes: None, max_message_bytes: crate::DEFAULT_MAX_MESSAGE_BYTES }
+        TopicConfig {
+            durability: Durability::Durable,
+            retention_ms: None,
+            retention_bytes: None,
+            max_message_bytes: crate::DEFAULT_MAX_MESSAGE_BYTES,
+        }
     }
 }
 
@@ -451,7 +456,11 @@ mod tests {
 
     #[test]
     fn open_message_round_trips_and_refuses_other_versions() {
-        let message = CreateTopic { name: "orders".into(), partition_count: 4, config: TopicConfig { retention_ms: Some(5), ..TopicConfig::default() } };
+        let message = CreateTopic {
+            name: "orders".into(),
+            partition_count: 4,
+            config: TopicConfig { retention_ms: Some(5), ..TopicConfig::default() },
+        };
         let mut bytes = Vec::new();
         write_open(&message, &mut bytes);
         assert_eq!(read_open::<CreateTopic>(&bytes).unwrap(), message);
@@ -462,7 +471,16 @@ mod tests {
 
     #[test]
     fn fixed_message_round_trips_and_starts_with_its_version() {
-        let message = FetchRequest { version: CONTROL_VERSION, reserved: 0, partition: 3, offset: 1 << 40, min_bytes: 1, max_bytes: 2, max_wait_ms: 3, reserved2: 0 };
+        let message = FetchRequest {
+            version: CONTROL_VERSION,
+            reserved: 0,
+            partition: 3,
+            offset: 1 << 40,
+            min_bytes: 1,
+            max_bytes: 2,
+            max_wait_ms: 3,
+            reserved2: 0,
+        };
         let bytes = message.to_bytes();
         assert_eq!(bytes[..2], CONTROL_VERSION.to_le_bytes());
         assert_eq!(FetchRequest::read(&bytes).unwrap(), message);

@@ -77,7 +77,8 @@ impl<'a> Records<'a> {
             return Err(RecordError::BadLength { at_bytes });
         }
         let (key_bytes, value_bytes) = (key_len.max(0) as usize, value_len.max(0) as usize);
-        let sum = RECORD_HEADER_BYTES.checked_add(key_bytes).and_then(|s| s.checked_add(headers_len)).and_then(|s| s.checked_add(value_bytes));
+        let sum =
+            RECORD_HEADER_BYTES.checked_add(key_bytes).and_then(|s| s.checked_add(headers_len)).and_then(|s| s.checked_add(value_bytes));
         if sum != Some(len) {
             return Err(RecordError::BadLength { at_bytes });
         }

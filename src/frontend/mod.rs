@@ -1,0 +1,84 @@
+//! Doors, sans-IO: bytes and time in, requests and bytes out. No socket, clock or shard inside.
+//!
+//! A connection's driver (`net::connection`) feeds what it has read to [`Session::receive`] until that asks
+//! for more, hands each request to the router, gives every answer to [`Session::reply`], and sends what has
+//! gathered in the [`Outbox`].
+
+pub mod native;
+
+use std::collections::VecDeque;
+
+use crate::request::{FetchData, Now, Reply, Request};
+
+/// What a session made of its input.
+#[derive(Debug)]
+pub enum Received<'a> {
+    /// Not a whole request yet. `needed_bytes`: total length of the one that has begun, 0 if unknown.
+    More { needed_bytes: usize },
+    /// One request, which took `consumed_bytes` of the input; its answer carries `id`.
+    Request { consumed_bytes: usize, id: u64, request: Request<'a> },
+    /// Input consumed without a request (answered by the session itself, or nothing to answer).
+    Handled { consumed_bytes: usize },
+}
+
+/// Framing is lost or the peer broke the rules: send what is in the outbox, then close.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProtocolError {
+    /// For the log: what was expected, what came.
+    pub message: String,
+}
+
+/// One connection's side of a protocol.
+pub trait Session {
+    /// Takes the request at the start of `input`. Answers that need no shard go to `out` at once.
+    fn receive<'a>(&mut self, input: &'a [u8], now: Now, out: &mut Outbox) -> Result<Received<'a>, ProtocolError>;
+    /// Turns an answer into bytes. `moved`: it came by way of another core.
+    fn reply(&mut self, id: u64, reply: Reply, moved: bool, out: &mut Outbox);
+    /// Requests received and not answered yet; the driver reads no more while this is at the session's limit.
+    fn in_flight(&self) -> usize;
+    /// Most requests unanswered at a time.
+    fn max_in_flight(&self) -> usize;
+    /// Before the peer has introduced itself its input is limited and timed (DESIGN: 16 KiB, 5 s).
+    fn is_established(&self) -> bool;
+}
+
+/// What waits to be sent on one connection, in order.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// Pieces in order; bytes are appended to the last piece while it is `Bytes`.
+    pub pieces: VecDeque<Piece>,
+    /// Bytes in all pieces.
+    pub len_bytes: usize,
+}
+
+/// Part of an outbox.
+#[derive(Debug)]
+pub enum Piece {
+    /// Encoded replies.
+    Bytes(Vec<u8>),
+    /// Frames of a fetch reply, sent from where they lie. `bytes`: their total.
+    Frames { data: FetchData, bytes: u32, shard: u16 },
+}
+
+impl Outbox {
+    /// The byte piece at the end, to append to; keep `len_bytes` right through [`Outbox::push_bytes`] instead where possible.
+    pub fn push_bytes(&mut self, bytes: &[u8]) {
+        self.len_bytes += bytes.len();
+        if let Some(Piece::Bytes(tail)) = self.pieces.back_mut() {
+            tail.extend_from_slice(bytes);
+        } else {
+            self.pieces.push_back(Piece::Bytes(bytes.to_vec()));
+        }
+    }
+
+    /// Frames after everything pushed so far.
+    pub fn push_frames(&mut self, data: FetchData, bytes: u32, shard: u16) {
+        self.len_bytes += bytes as usize;
+        self.pieces.push_back(Piece::Frames { data, bytes, shard });
+    }
+
+    /// Nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+}

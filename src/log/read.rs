@@ -1,0 +1,350 @@
+//! Finding and reading frames: from the tail cache, or from the device through footers.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use ringmain_wire::frame::frames;
+use ringmain_wire::{Offset, PartitionId};
+
+use crate::device::{BLOCK_BYTES, Buffer, Fault, Operation, Slice};
+use crate::request::Extent;
+
+use super::format::{Run, block_up};
+use super::index::Footer;
+use super::segment::State;
+use super::{Located, LocatedTime, Log, LogEvent, Pending, ReadError};
+
+/// Reads nearer to each other than this are done in one.
+const MERGE_GAP_BYTES: u32 = 64 << 10;
+/// … unless that makes one larger than this.
+const READ_BYTES_MAX: u32 = 1 << 20;
+
+/// Cold reads under way and waiting for memory.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    active: HashMap<u64, ColdRead>,
+    waiting: VecDeque<(u64, Vec<Extent>)>,
+    /// Segments whose footer is being read.
+    footers: Vec<u64>,
+    /// Footers that wait for memory.
+    footers_waiting: VecDeque<u64>,
+}
+
+#[derive(Debug)]
+struct ColdRead {
+    extents: Vec<Extent>,
+    /// Each device read: segment, block position, and the buffer once it is there.
+    parts: Vec<(u64, u32, Option<Slice>)>,
+    missing: usize,
+    failed: Option<ReadError>,
+}
+
+/// Runs of one segment, wherever its index is.
+enum Runs<'a> {
+    Memory(&'a super::index::RunIndex),
+    Footer(Rc<Footer>),
+    Missing,
+}
+
+impl Log {
+    fn runs_of_segment(&mut self, number: u64) -> Runs<'_> {
+        if number == self.active && self.segments.get(&number).is_some_and(|s| matches!(s.state, State::Active)) {
+            return Runs::Memory(&self.index);
+        }
+        if let Some(footer) = self.footers.get(number) {
+            return Runs::Footer(footer);
+        }
+        match self.segments.get(&number).map(|s| &s.state) {
+            Some(State::Sealing { index, .. }) => Runs::Memory(index),
+            _ => Runs::Missing,
+        }
+    }
+
+    /// Whole runs of `partition` from `from` on and below `below`, together at most `max_bytes` (one run at least).
+    ///
+    /// The first may begin before `from`, the last may end after `below` only where a run does.
+    pub fn locate(&mut self, partition: PartitionId, from: Offset, below: Offset, max_bytes: u32) -> Located {
+        let mut extents: Vec<Extent> = Vec::new();
+        let (mut bytes, mut next) = (0u32, from.0);
+        let Some(places) = self.partitions.get(partition.0 as usize) else {
+            return Located::Runs { extents, next_offset: from, bytes };
+        };
+        let first = places.first_after(from.0);
+        for at in first..places.places.len() {
+            let place = self.partitions[partition.0 as usize].places[at];
+            if place.base_offset >= below.0 {
+                break;
+            }
+            let mut more = true;
+            let mut missing = false;
+            let mut take = |run: &Run| {
+                if run.base_offset >= below.0 || (bytes > 0 && bytes.saturating_add(run.len) > max_bytes) {
+                    more = false;
+                    return false;
+                }
+                match extents.last_mut() {
+                    Some(last) if last.segment == place.segment && last.position + last.len == run.position => last.len += run.len,
+                    _ => extents.push(Extent { segment: place.segment, position: run.position, len: run.len }),
+                }
+                bytes += run.len;
+                next = run.end_offset();
+                bytes < max_bytes
+            };
+            match self.runs_of_segment(place.segment) {
+                Runs::Memory(index) => {
+                    let skip = index.first_after(partition, from.0.max(place.base_offset));
+                    for run in index.runs_of(partition).skip(skip).take_while(|run| run.base_offset < place.end_offset) {
+                        if !take(run) {
+                            break;
+                        }
+                    }
+                }
+                Runs::Footer(footer) => {
+                    let runs = footer.runs_of(partition);
+                    let skip = runs.partition_point(|run| run.end_offset() <= from.0.max(place.base_offset));
+                    for run in runs[skip..].iter().take_while(|run| run.base_offset < place.end_offset) {
+                        if !take(run) {
+                            break;
+                        }
+                    }
+                }
+                Runs::Missing => missing = true,
+            }
+            if missing {
+                self.read_footer(place.segment);
+                if extents.is_empty() {
+                    return Located::Wait { segment: place.segment };
+                }
+                // What is known is served; the next fetch finds the footer.
+                break;
+            }
+            if !more || bytes >= max_bytes {
+                break;
+            }
+        }
+        Located::Runs { extents, next_offset: Offset(next), bytes }
+    }
+
+    /// The first run of `partition` below `below` with a record of `timestamp_ms` or later.
+    pub fn locate_time(&mut self, partition: PartitionId, timestamp_ms: i64, below: Offset) -> LocatedTime {
+        let Some(places) = self.partitions.get(partition.0 as usize) else { return LocatedTime::None };
+        let found = places.places.iter().find(|p| p.largest_timestamp_ms >= timestamp_ms && p.base_offset < below.0).copied();
+        let Some(place) = found else { return LocatedTime::None };
+        let within = place.base_offset..place.end_offset.min(below.0);
+        let wanted = |run: &&Run| run.largest_timestamp_ms >= timestamp_ms && within.contains(&run.base_offset);
+        let mut missing = false;
+        let run = match self.runs_of_segment(place.segment) {
+            Runs::Memory(index) => index.runs_of(partition).find(wanted).copied(),
+            Runs::Footer(footer) => footer.runs_of(partition).iter().find(wanted).copied(),
+            Runs::Missing => {
+                missing = true;
+                None
+            }
+        };
+        if missing {
+            self.read_footer(place.segment);
+            return LocatedTime::Wait { segment: place.segment };
+        }
+        run.map_or(LocatedTime::None, |run| LocatedTime::Run(Extent { segment: place.segment, position: run.position, len: run.len }))
+    }
+
+    /// The bytes of `extent`, if they are still in memory (unsealed groups included).
+    pub fn hot_bytes(&self, extent: Extent) -> Option<&[u8]> {
+        let at = self.chunks.partition_point(|t| (t.segment, t.base_position) <= (extent.segment, extent.position));
+        let tail = self.chunks.get(at.checked_sub(1)?)?;
+        if tail.segment != extent.segment {
+            return None;
+        }
+        let start = (extent.position - tail.base_position) as usize;
+        let end = start + extent.len as usize;
+        (end <= tail.chunk.len()).then(|| tail.chunk.bytes(start..end))
+    }
+
+    /// Reads extents from the device, every frame verified; the answer is [`LogEvent::ReadDone`].
+    pub fn read(&mut self, ticket: u64, extents: Vec<Extent>) {
+        for extent in &extents {
+            self.lease(extent.segment);
+        }
+        self.reads.waiting.push_back((ticket, extents));
+        self.pump_reads();
+    }
+
+    /// Starts waiting reads for which there is memory.
+    pub(super) fn pump_reads(&mut self) {
+        while let Some(segment) = self.reads.footers_waiting.pop_front() {
+            if !self.start_footer(segment) {
+                self.reads.footers_waiting.push_front(segment);
+                break;
+            }
+        }
+        while let Some((_, extents)) = self.reads.waiting.front() {
+            let needed: usize = extents.iter().map(|e| e.len as usize + 2 * BLOCK_BYTES).sum();
+            let held: usize = self.chunks.iter().map(|t| t.chunk.capacity()).sum();
+            let used = self.arena.used_bytes().saturating_sub(held);
+            // A read larger than the budget goes alone.
+            if used + needed > self.config.read_bytes_max && used > 0 && !self.reads.active.is_empty() {
+                break;
+            }
+            let Some((ticket, extents)) = self.reads.waiting.pop_front() else { break };
+            if let Err(extents) = self.start_read(ticket, extents) {
+                self.reads.waiting.push_front((ticket, extents));
+                break;
+            }
+        }
+    }
+
+    fn start_read(&mut self, ticket: u64, extents: Vec<Extent>) -> Result<(), Vec<Extent>> {
+        let mut spans: Vec<(u64, u32, u32)> = Vec::new();
+        for extent in &extents {
+            let start = extent.position / BLOCK_BYTES as u32 * BLOCK_BYTES as u32;
+            let end = block_up(extent.position + extent.len);
+            match spans.last_mut() {
+                Some((segment, from, to))
+                    if *segment == extent.segment && start >= *from && start <= *to + MERGE_GAP_BYTES && end - *from <= READ_BYTES_MAX =>
+                {
+                    *to = end.max(*to);
+                }
+                _ => spans.push((extent.segment, start, end)),
+            }
+        }
+        let mut buffers: Vec<Buffer> = Vec::with_capacity(spans.len());
+        for (segment, start, end) in &spans {
+            if self.segment(*segment).is_none() {
+                self.finish_read(ticket, &extents, Err(ReadError::Gone));
+                return Ok(());
+            }
+            match self.arena.allocate((end - start) as usize) {
+                Ok(buffer) => buffers.push(buffer),
+                Err(_) => return Err(extents),
+            }
+        }
+        let parts: Vec<(u64, u32, Option<Slice>)> = spans.iter().map(|&(segment, start, _)| (segment, start, None)).collect();
+        let missing = parts.len();
+        self.reads.active.insert(ticket, ColdRead { extents, parts, missing, failed: None });
+        for (part, (buffer, (number, start, _))) in buffers.into_iter().zip(spans).enumerate() {
+            if let Some(file) = self.segment(number).map(|s| s.file) {
+                self.submit(Pending::Read { ticket, part }, Operation::Read { file, position: u64::from(start), into: buffer });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_done(&mut self, ticket: u64, part: usize, result: Result<Buffer, Fault>) {
+        let Some(read) = self.reads.active.get_mut(&ticket) else { return };
+        match result {
+            Ok(buffer) => read.parts[part].2 = Some(buffer.freeze()),
+            Err(fault) => read.failed = Some(ReadError::Device(fault)),
+        }
+        read.missing -= 1;
+        if read.missing > 0 {
+            return;
+        }
+        let Some(mut read) = self.reads.active.remove(&ticket) else { return };
+        let result = match read.failed.take() {
+            Some(error) => Err(error),
+            None => read.extents.iter().map(|extent| self.verified_piece(&read.parts, extent)).collect(),
+        };
+        if result.is_ok() {
+            self.counters.reads_cold += 1;
+        }
+        self.finish_read(ticket, &read.extents, result);
+    }
+
+    fn finish_read(&mut self, ticket: u64, extents: &[Extent], result: Result<Vec<Slice>, ReadError>) {
+        for extent in extents {
+            self.release(extent.segment);
+        }
+        self.events.push_back(LogEvent::ReadDone { ticket, result });
+    }
+
+    fn verified_piece(&mut self, parts: &[(u64, u32, Option<Slice>)], extent: &Extent) -> Result<Slice, ReadError> {
+        let holds = |(segment, start, slice): &&(u64, u32, Option<Slice>)| {
+            *segment == extent.segment
+                && *start <= extent.position
+                && slice.as_ref().is_some_and(|s| (extent.position - start + extent.len) as usize <= s.len())
+        };
+        let Some((_, start, Some(slice))) = parts.iter().find(holds) else { return Err(ReadError::Gone) };
+        let from = (extent.position - start) as usize;
+        let piece = slice.slice(from..from + extent.len as usize);
+        self.verify_frames(&piece, extent)?;
+        Ok(piece)
+    }
+
+    /// Checks both checksums of every frame in `bytes`, which lie at `extent`.
+    pub(super) fn verify_frames(&mut self, bytes: &[u8], extent: &Extent) -> Result<(), ReadError> {
+        let mut at = 0;
+        for frame in frames(bytes) {
+            let judged = frame.and_then(|frame| {
+                frame.verify_header()?;
+                frame.verify_body()?;
+                Ok(frame.padded_bytes())
+            });
+            match judged {
+                Ok(padded) => at += padded,
+                Err(error) => {
+                    self.counters.corrupt_frames += 1;
+                    let file = self.segment(extent.segment).map_or(crate::device::FileId(0), |s| s.file);
+                    return Err(ReadError::Corrupt {
+                        file,
+                        segment: extent.segment,
+                        position: extent.position + at as u32,
+                        what: error.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for the footer of a sealed segment, once.
+    pub(super) fn read_footer(&mut self, number: u64) {
+        if !self.reads.footers.contains(&number) {
+            self.reads.footers.push(number);
+            if !self.start_footer(number) {
+                self.reads.footers_waiting.push_back(number);
+            }
+        }
+    }
+
+    fn start_footer(&mut self, number: u64) -> bool {
+        let Some((file, State::Sealed { footer_position, footer_len, .. })) = self.segments.get(&number).map(|s| (s.file, &s.state)) else {
+            self.footer_ready(number, Ok(()));
+            return true;
+        };
+        let (position, len) = (*footer_position, *footer_len);
+        if len == 0 {
+            self.footers.insert(number, Footer::empty());
+            self.footer_ready(number, Ok(()));
+            return true;
+        }
+        let Ok(buffer) = self.arena.allocate(block_up(len) as usize) else { return false };
+        self.lease(number);
+        self.submit(Pending::Footer { segment: number }, Operation::Read { file, position: u64::from(position), into: buffer });
+        true
+    }
+
+    pub(super) fn footer_read(&mut self, number: u64, result: Result<Buffer, Fault>) {
+        self.release(number);
+        let Some((seed, State::Sealed { footer_len, footer_crc, directory_count, .. })) =
+            self.segments.get(&number).map(|s| (s.seed, &s.state))
+        else {
+            return self.footer_ready(number, Ok(()));
+        };
+        let judged = result.and_then(|buffer| {
+            let bytes = &buffer[..*footer_len as usize];
+            let whole = crc32c::crc32c_append(seed, bytes) == *footer_crc;
+            whole.then(|| Footer::read(bytes, *directory_count)).flatten().ok_or(Fault::Os(libc::EBADMSG))
+        });
+        let result = judged.map(|footer| self.footers.insert(number, footer));
+        if result.is_err() {
+            self.counters.corrupt_frames += 1;
+        }
+        self.footer_ready(number, result);
+    }
+
+    fn footer_ready(&mut self, segment: u64, result: Result<(), Fault>) {
+        self.reads.footers.retain(|&s| s != segment);
+        self.cleaner.footer_ready(segment, result.is_ok());
+        self.events.push_back(LogEvent::FooterReady { segment, result });
+    }
+}

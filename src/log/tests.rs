@@ -1,0 +1,367 @@
+//! The log on the simulated disk, one property at a time; `crate::simulation` takes them all together.
+
+use ringmain_wire::control::Durability;
+use ringmain_wire::frame::{Identity, frames};
+use ringmain_wire::{Frame, FrameHeader, Offset, PartitionId, RecordBatchBuilder, ShardId};
+
+use super::*;
+use crate::device::sim::{SimDisk, SimOptions};
+use crate::device::{Disk, SegmentFile, Volume};
+
+const SEGMENT: u32 = 256 << 10;
+
+#[derive(Default)]
+struct Collected {
+    frames: Vec<(PartitionId, u64, u32)>,
+    states: Vec<Vec<u8>>,
+}
+
+impl Replay for Collected {
+    fn frame(&mut self, header: &FrameHeader, _largest_timestamp_ms: i64, body: &[u8]) {
+        if header.producer.partition == 0 {
+            self.states.push(body.to_vec());
+        } else {
+            self.frames.push((PartitionId(header.producer.partition), header.broker.base_offset, header.producer.record_count));
+        }
+    }
+}
+
+/// A log, its disk, and what a shard would do around them.
+struct Rig {
+    disk: SimDisk,
+    log: Log,
+    now: Now,
+    arena: Arena,
+    config: LogConfig,
+    ends: Vec<u64>,
+    events: Vec<LogEvent>,
+    checkpointing: bool,
+}
+
+fn config() -> LogConfig {
+    LogConfig {
+        chunk_bytes: 32 << 10,
+        tail_cache_bytes: 256 << 10,
+        clean_mixed_after_ms: 0,
+        clean_bytes_per_second: 1 << 40,
+        entropy: 7,
+        ..LogConfig::new(ShardId(0), SEGMENT, 1 << 20)
+    }
+}
+
+fn batch(partition: PartitionId, records: u32, value: &[u8]) -> Vec<u8> {
+    let mut builder = RecordBatchBuilder::new();
+    for i in 0..records {
+        builder.push(1_000 + i64::from(i), None, Some(value), b"");
+    }
+    builder.finish(Identity::plain(partition)).to_vec()
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let disk = SimDisk::new(1, SimOptions::default());
+        Rig::open(disk, config(), &mut Collected::default()).unwrap()
+    }
+
+    fn open(mut disk: SimDisk, config: LogConfig, replay: &mut dyn Replay) -> Result<Rig, OpenError> {
+        let arena = Arena::new(64 << 20);
+        let files: Vec<SegmentFile> = disk.list()?;
+        let now = Now { monotonic_us: 1_000_000, wall_ms: 1_700_000_000_000 };
+        let Opened { log, .. } = Log::open(config.clone(), arena.clone(), &mut disk, &files, replay, now)?;
+        let live = log.live_files();
+        disk.set_pool(files.iter().map(|f| f.file).filter(|f| !live.contains(f)).collect());
+        Ok(Rig { disk, log, now, arena, config, ends: vec![0; 16], events: Vec::new(), checkpointing: false })
+    }
+
+    fn reopen(self, replay: &mut dyn Replay) -> Result<Rig, OpenError> {
+        let Rig { disk, config, ends, .. } = self;
+        Rig::open(disk, config, replay).map(|rig| Rig { ends, ..rig })
+    }
+
+    fn try_append(&mut self, partition: u32, bytes: &[u8], durability: Durability) -> Result<Appended, AppendError> {
+        let frame = Frame::parse(bytes).unwrap();
+        let count = frame.header.producer.record_count;
+        let appended = self.log.append(Append {
+            bytes,
+            partition: PartitionId(partition),
+            base_offset: Offset(self.ends[partition as usize]),
+            record_count: count,
+            largest_timestamp_ms: frame.largest_timestamp_ms(),
+            append_time_ms: self.now.wall_ms,
+            durability,
+        })?;
+        self.ends[partition as usize] += u64::from(count);
+        Ok(appended)
+    }
+
+    /// Appends, waiting for room.
+    fn append(&mut self, partition: u32, records: u32, value: &[u8]) -> Appended {
+        let bytes = batch(PartitionId(partition), records, value);
+        for _ in 0..10_000 {
+            match self.try_append(partition, &bytes, Durability::Durable) {
+                Ok(appended) => return appended,
+                Err(AppendError::Busy) => self.turn(100),
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        panic!("no room after 10,000 turns");
+    }
+
+    /// One turn of a core thread, `us` later; a shard's answer to `Rolled` (a checkpoint) included.
+    fn turn(&mut self, us: u64) {
+        self.now.monotonic_us += us;
+        self.now.wall_ms += (us / 1_000) as i64;
+        self.log.pump(self.now);
+        while let Some((token, operation)) = self.log.poll_operation() {
+            self.disk.submit(token, operation);
+        }
+        self.disk.kick();
+        let mut completions = Vec::new();
+        self.disk.poll(&mut completions);
+        for completion in completions {
+            self.log.complete(completion, self.now);
+        }
+        while let Some(event) = self.log.poll_event() {
+            self.checkpointing |= matches!(event, LogEvent::Rolled { .. });
+            self.events.push(event);
+        }
+        if self.checkpointing && self.log.checkpoint_begin(self.now).is_ok() && self.log.checkpoint_end(self.now).is_ok() {
+            self.checkpointing = false;
+        }
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..300 {
+            self.turn(1_000);
+        }
+    }
+
+    fn flush(&mut self, sequence: u64) {
+        for _ in 0..10_000 {
+            if self.log.flushed() >= sequence {
+                return;
+            }
+            self.turn(100);
+        }
+        panic!("group {sequence} isn't flushed after 10,000 turns");
+    }
+
+    /// Reads everything of a partition from the device; offsets of the first records of the frames.
+    fn read_all(&mut self, partition: u32, from: u64) -> Vec<u64> {
+        let (mut offset, mut found) = (Offset(from), Vec::new());
+        for _ in 0..1_000 {
+            match self.log.locate(PartitionId(partition), offset, Offset(self.ends[partition as usize]), 64 << 10) {
+                Located::Runs { extents, .. } if extents.is_empty() => return found,
+                Located::Runs { extents, next_offset, .. } => {
+                    self.log.read(1, extents);
+                    let pieces = loop {
+                        self.turn(100);
+                        let at = self.events.iter().position(|e| matches!(e, LogEvent::ReadDone { .. }));
+                        if let Some(LogEvent::ReadDone { result, .. }) = at.map(|at| self.events.remove(at)) {
+                            break result.unwrap();
+                        }
+                    };
+                    for frame in pieces.iter().flat_map(|piece| frames(piece)) {
+                        found.push(frame.unwrap().base_offset().0);
+                    }
+                    offset = next_offset;
+                }
+                Located::Wait { .. } => self.turn(1_000),
+            }
+        }
+        panic!("still reading after 1,000 steps");
+    }
+}
+
+#[test]
+fn append_flushed_is_read_back_hot_and_cold() {
+    let mut rig = Rig::new();
+    let first = rig.append(1, 3, b"hello");
+    let second = rig.append(2, 1, b"world");
+    rig.flush(second.sequence);
+    let hot = rig.log.hot_bytes(first.extent).unwrap().to_vec();
+    assert_eq!(frames(&hot).next().unwrap().unwrap().base_offset(), Offset(0));
+    assert_eq!(rig.read_all(1, 0), [0]);
+    assert_eq!(rig.read_all(2, 0), [0]);
+    assert_eq!(
+        rig.log.locate(PartitionId(1), Offset(3), Offset(3), 100),
+        Located::Runs { extents: vec![], next_offset: Offset(3), bytes: 0 }
+    );
+}
+
+#[test]
+fn groups_survive_power_loss_once_flushed() {
+    let mut rig = Rig::new();
+    let mut last = 0;
+    for i in 0..200u32 {
+        last = rig.append(1 + i % 3, 1 + i % 4, &[b'x'; 300]).sequence;
+    }
+    rig.flush(last);
+    let ends = rig.ends.clone();
+    rig.disk.power_cut();
+    let mut replayed = Collected::default();
+    let mut rig = rig.reopen(&mut replayed).unwrap();
+    assert!(replayed.frames.len() <= 200 && !replayed.frames.is_empty());
+    for partition in 1..4u32 {
+        let offsets = rig.read_all(partition, 0);
+        assert!(offsets.is_sorted() && !offsets.is_empty());
+        assert_eq!(
+            rig.log.locate(PartitionId(partition), Offset(ends[partition as usize]), Offset(u64::MAX), 1),
+            Located::Runs { extents: vec![], next_offset: Offset(ends[partition as usize]), bytes: 0 }
+        );
+    }
+}
+
+#[test]
+fn segments_roll_and_stay_readable() {
+    let mut rig = Rig::new();
+    let mut count = 0;
+    while rig.log.counters().segments_rolled < 5 {
+        rig.append(1, 1, &[b'y'; 2_000]);
+        count += 1;
+        assert!(count < 5_000, "no roll");
+    }
+    rig.settle();
+    assert_eq!(rig.read_all(1, 0), (0..count).collect::<Vec<u64>>());
+    // From the middle: whole runs, the first holding the offset.
+    let middle = rig.read_all(1, count / 2);
+    assert!(middle[0] <= count / 2 && *middle.last().unwrap() == count - 1);
+}
+
+#[test]
+fn truncated_segments_are_released_and_reused() {
+    let mut rig = Rig::new();
+    for _ in 0..2_000 {
+        let end = rig.ends[1];
+        rig.append(1, 1, &[b'z'; 2_000]);
+        if end > 200 {
+            rig.log.truncate_before(PartitionId(1), Offset(end - 200));
+        }
+    }
+    rig.settle();
+    assert!(rig.log.counters().segments_released > 10, "{:?}", rig.log.counters());
+    assert!(rig.log.depth().0 < 8, "{} segments for 400 KB", rig.log.depth().0);
+    let end = rig.ends[1];
+    assert_eq!(rig.read_all(1, end - 100).last(), Some(&(end - 1)));
+    let rig = rig.reopen(&mut Collected::default()).unwrap();
+    assert!(rig.log.depth().0 < 9);
+}
+
+#[test]
+fn mixed_segments_are_clustered_and_nothing_is_lost() {
+    let mut rig = Rig::new();
+    for i in 0..3_000u32 {
+        rig.append(1 + i % 8, 1, &[b'm'; 500]);
+    }
+    for _ in 0..20 {
+        rig.now.monotonic_us += 2_000_000;
+        rig.settle();
+    }
+    assert!(rig.log.counters().segments_cleaned > 2, "{:?}", rig.log.counters());
+    for partition in 1..9 {
+        assert_eq!(rig.read_all(partition, 0).len() as u64, rig.ends[partition as usize], "partition {partition}");
+    }
+    let ends = rig.ends.clone();
+    rig.disk.power_cut();
+    let mut rig = rig.reopen(&mut Collected::default()).unwrap();
+    for partition in 1..9 {
+        assert_eq!(rig.read_all(partition, 0).len() as u64, ends[partition as usize], "partition {partition} after a power cut");
+    }
+}
+
+#[test]
+fn clean_stop_reads_little_at_start() {
+    let mut rig = Rig::new();
+    for _ in 0..500 {
+        rig.append(1, 1, &[b'c'; 2_000]);
+    }
+    rig.settle();
+    rig.log.checkpoint_begin(rig.now).unwrap();
+    rig.log.checkpoint_end(rig.now).unwrap();
+    rig.log.stop(rig.now);
+    rig.settle();
+    assert!(rig.log.is_stopped());
+    let (mut disk, config) = (rig.disk.clone(), rig.config.clone());
+    let files = disk.list().unwrap();
+    let mut replayed = Collected::default();
+    let opened = Log::open(config, rig.arena.clone(), &mut disk, &files, &mut replayed, rig.now).unwrap();
+    assert!(opened.report.was_clean && opened.report.torn_tail.is_none());
+    assert_eq!((replayed.frames.len(), opened.report.frames_replayed), (0, 0));
+}
+
+#[test]
+fn rot_in_an_acknowledged_group_is_reported_and_not_cut() {
+    let mut rig = Rig::new();
+    let appended = rig.append(1, 1, &[b'r'; 3_000]);
+    rig.flush(appended.sequence);
+    rig.settle();
+    let file = rig.log.segments[&appended.extent.segment].file;
+    rig.disk.rot(file, u64::from(appended.extent.position) + 100, 3);
+    let error = rig.reopen(&mut Collected::default()).err();
+    assert!(matches!(error, Some(OpenError::Rot { .. })), "{error:?}");
+}
+
+#[test]
+fn flipped_bit_is_found_on_reading() {
+    let mut rig = Rig::new();
+    let appended = rig.append(1, 1, &[b'f'; 3_000]);
+    rig.flush(appended.sequence);
+    let file = rig.log.segments[&appended.extent.segment].file;
+    rig.disk.rot(file, u64::from(appended.extent.position) + 200, 1);
+    rig.log.read(9, vec![appended.extent]);
+    rig.settle();
+    let failed = rig.events.iter().any(|e| matches!(e, LogEvent::ReadDone { ticket: 9, result: Err(ReadError::Corrupt { .. }) }));
+    assert!(failed, "{:?}", rig.events);
+}
+
+#[test]
+fn memory_group_is_readable_at_once_and_flushed_in_time() {
+    let mut rig = Rig::new();
+    let bytes = batch(PartitionId(1), 1, b"lazy");
+    let appended = rig.try_append(1, &bytes, Durability::Memory).unwrap();
+    assert!(rig.log.hot_bytes(appended.extent).is_some());
+    rig.turn(1_000);
+    assert_eq!(rig.log.written(), 0);
+    rig.settle();
+    assert!(rig.log.flushed() >= appended.sequence);
+}
+
+#[test]
+fn verify_names_whole_torn_and_damaged_logs() {
+    let mut rig = Rig::new();
+    let mut appended = Vec::new();
+    for i in 0..600u32 {
+        appended.push(rig.append(1 + i % 2, 1, &[b'v'; 1_000]));
+    }
+    rig.settle();
+    let mut disk = rig.disk.clone();
+    let files = disk.list().unwrap();
+    let whole = tool::verify_volume(&mut disk, &files).unwrap();
+    assert!(whole.damage.is_empty() && whole.torn_tails.is_empty() && whole.frames >= 600, "{whole:?}");
+    let damaged = appended[10].extent;
+    rig.disk.rot(rig.log.segments[&damaged.segment].file, u64::from(damaged.position) + 300, 0);
+    let report = tool::verify_volume(&mut disk, &files).unwrap();
+    let place = report.damage[0].place.unwrap();
+    assert!(place.segment == damaged.segment && place.position <= damaged.position, "{report:?}");
+}
+
+#[test]
+fn accepted_loss_cuts_before_the_damage_and_goes_on() {
+    let mut rig = Rig::new();
+    let kept = rig.append(1, 1, &[b'k'; 3_000]);
+    rig.flush(kept.sequence);
+    let lost = rig.append(1, 1, &[b'l'; 3_000]);
+    rig.flush(lost.sequence);
+    rig.settle();
+    rig.disk.rot(rig.log.segments[&lost.extent.segment].file, u64::from(lost.extent.position) + 100, 3);
+    let (disk, config) = (rig.disk.clone(), rig.config.clone());
+    let accepting = LogConfig { accept_loss: true, ..config.clone() };
+    drop(Rig::open(disk.clone(), accepting, &mut Collected::default()).unwrap());
+    let mut replayed = Collected::default();
+    let mut rig = Rig::open(disk, config, &mut replayed).unwrap();
+    assert_eq!(replayed.frames, [(PartitionId(1), 0, 1)]);
+    rig.ends[1] = 1;
+    let next = rig.append(1, 1, b"next");
+    rig.flush(next.sequence);
+    assert_eq!(rig.read_all(1, 0), [0, 1]);
+}

@@ -1,0 +1,194 @@
+//! The one vocabulary between doors and shards. Kafka's words stop at `frontend::kafka`, AMQP's at
+//! `frontend::amqp`; what travels from a frontend through the router to a shard, and back, is in this file.
+
+use ringmain_wire::control::{AlterTopic, CreateTopic, Durability, PartitionState, ShardStats, StatsReply, TopicDescription, TopicInfo};
+use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId};
+
+/// Two clocks, read once per turn of a core thread and passed down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Microseconds since an arbitrary start; only grows. For timeouts and intervals.
+    pub monotonic_us: u64,
+    /// Milliseconds since the Unix epoch. Data, never a timeout.
+    pub wall_ms: i64,
+}
+
+/// Who asked: where the answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Index of the core thread that holds the connection.
+    pub core: u16,
+    /// Its slot there; the generation tells a reused slot from the one that asked.
+    pub connection: u32,
+    /// Generation of the slot.
+    pub generation: u32,
+    /// Chosen by the connection's session; comes back with the reply.
+    pub request: u64,
+}
+
+/// What a door can ask. Borrowed from the connection's input buffer.
+#[derive(Clone, Debug)]
+pub enum Request<'a> {
+    /// Store one batch. Its body checksum has been verified by the frontend.
+    Produce { frame: Frame<'a> },
+    /// Read from one partition.
+    Fetch(Fetch),
+    /// Offset by time; `ringmain_wire::control::{LATEST, EARLIEST}` for the ends.
+    ListOffset { partition: PartitionId, timestamp_ms: i64 },
+    /// Remember a consumer's position.
+    CommitOffset { consumer: &'a str, partition: PartitionId, offset: Offset, metadata: &'a str },
+    /// Read it back.
+    ReadOffset { consumer: &'a str, partition: PartitionId },
+    /// A new idempotent producer. Served by shard 0.
+    InitProducer,
+    /// Served by shard 0, the catalog's only writer.
+    CreateTopic(CreateTopic),
+    /// Served by shard 0.
+    AlterTopic(AlterTopic),
+    /// Served by shard 0.
+    DeleteTopic { name: &'a str },
+    /// Answered by the router from this core's catalog. `None` = all topics.
+    Metadata { topics: Option<Vec<String>> },
+    /// Router: the catalog's view plus `PartitionStates` of the shards.
+    DescribeTopic { name: &'a str },
+    /// From the router to one shard, for `DescribeTopic`.
+    PartitionStates { partitions: Vec<PartitionId> },
+    /// Router: gathered from every shard.
+    Stats,
+    /// From the router to one shard, for `Stats`.
+    ShardStats,
+}
+
+/// Reads records of one partition, waiting for them if asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// Which.
+    pub partition: PartitionId,
+    /// First offset wanted.
+    pub from: Offset,
+    /// Answer once so many bytes are there …
+    pub min_bytes: u32,
+    /// … with no more than this, except that one run is always returned whole.
+    pub max_bytes: u32,
+    /// … or after this time.
+    pub max_wait_ms: u32,
+}
+
+/// A place in a shard's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Extent {
+    /// Number of the segment within its shard.
+    pub segment: u64,
+    /// Byte position in the segment.
+    pub position: u32,
+    /// Length in bytes: whole frames, padding included.
+    pub len: u32,
+}
+
+/// The answers.
+#[derive(Debug)]
+pub enum Reply {
+    /// As durable as the topic asks.
+    Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool },
+    /// Frames, whole.
+    Fetched { head: Fetched, data: FetchData },
+    /// `found` = a record that young exists.
+    Offset { offset: Offset, timestamp_ms: i64, found: bool },
+    /// Durable.
+    Committed,
+    /// `None` = nothing committed.
+    ConsumerOffset { offset: Option<Offset>, metadata: String },
+    /// A new idempotent producer.
+    Producer { producer_id: ProducerId, producer_epoch: u16 },
+    /// Created, altered: durable, and known on every core.
+    Topic(Box<TopicInfo>),
+    /// Deleted: durable, and known on every core.
+    Deleted,
+    /// For `Metadata`; the shard ports are added by the frontend's caller.
+    Metadata { topics: Vec<TopicInfo>, shard_ports: Vec<u16> },
+    /// For `DescribeTopic`.
+    Description(Box<TopicDescription>),
+    /// For `PartitionStates`.
+    PartitionStates(Vec<PartitionState>),
+    /// For `Stats`.
+    Stats(Box<StatsReply>),
+    /// For `ShardStats`.
+    ShardStats(Box<ShardStats>),
+    /// It didn't work.
+    Failed(Failure),
+}
+
+/// Head of a fetch reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// As asked.
+    pub partition: PartitionId,
+    /// First offset that isn't readable yet.
+    pub high_watermark: Offset,
+    /// First offset still stored.
+    pub log_start: Offset,
+    /// Where the next fetch goes on.
+    pub next_offset: Offset,
+    /// Bytes of frames that follow.
+    pub bytes: u32,
+}
+
+/// The frames of a fetch reply.
+#[derive(Debug)]
+pub enum FetchData {
+    /// In the log's tail cache when the reply was made: sent straight from the chunk, re-read if it has gone.
+    Extents(Vec<Extent>),
+    /// Read from the device and verified; each piece is a range of a block.
+    Blocks(Vec<crate::device::Slice>),
+    /// From a shard of another core: a copy owned by the receiver.
+    Owned(Vec<u8>),
+}
+
+/// An error and what people should know about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// To branch on.
+    pub code: ErrorCode,
+    /// To show; empty = the code's own text.
+    pub message: String,
+}
+
+impl Failure {
+    /// An error with a text of its own.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Failure {
+        Failure { code, message: message.into() }
+    }
+}
+
+impl From<ErrorCode> for Failure {
+    fn from(code: ErrorCode) -> Failure {
+        Failure { code, message: String::new() }
+    }
+}
+
+impl Request<'_> {
+    /// The durability-independent partition this request is about, if it is about one.
+    pub fn partition(&self) -> Option<PartitionId> {
+        match self {
+            Request::Produce { frame } => Some(frame.partition()),
+            Request::Fetch(fetch) => Some(fetch.partition),
+            Request::ListOffset { partition, .. } | Request::CommitOffset { partition, .. } | Request::ReadOffset { partition, .. } => {
+                Some(*partition)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Settings of a partition that its shard needs on the message path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionConfig {
+    /// When a produce is acknowledged.
+    pub durability: Durability,
+    /// By append time; `None` = kept.
+    pub retention_ms: Option<u64>,
+    /// `None` = no limit.
+    pub retention_bytes: Option<u64>,
+    /// Largest frame, header included.
+    pub max_message_bytes: u32,
+}
