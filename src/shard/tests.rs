@@ -1575,7 +1575,7 @@ fn after_crash(mut summary: Summary) -> Summary {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 5, ..ProptestConfig::default() })]
 
     /// Whatever a shard did, checkpoints in the middle included: the next start comes to the same state from
     /// the log alone, and so does the one after it.
