@@ -17,8 +17,12 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::slice;
+#[cfg(not(miri))]
+use std::sync::LazyLock;
 
 use super::BLOCK_BYTES;
+#[cfg(not(miri))]
+use super::probe::{HugePages, huge_pages};
 
 /// Unit of mapping: one huge page.
 pub const REGION_BYTES: usize = 2 << 20;
@@ -105,7 +109,8 @@ impl Arena {
         self.shared.pool.borrow().mapped_bytes
     }
 
-    /// Whether the kernel has taken the advice to use huge pages for every region that asked so far.
+    /// Whether every region that asked for huge pages so far may have them: the kernel has taken the advice, and the
+    /// system's mode isn't `never`.
     pub fn huge_pages(&self) -> bool {
         !self.shared.pool.borrow().huge_refused
     }
@@ -538,10 +543,12 @@ impl Mapping {
         Ok(Mapping { start, bytes })
     }
 
-    /// Whether the kernel takes the advice.
+    /// Whether it may have huge pages now.
     fn advise_huge_pages(&self) -> bool {
+        static OFF: LazyLock<bool> = LazyLock::new(|| matches!(huge_pages(), HugePages::Never | HugePages::Missing));
         // SAFETY: the range is this mapping; the advice changes the size of pages, not what is in them.
-        unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.bytes, rustix::mm::Advice::LinuxHugepage) }.is_ok()
+        let advised = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.bytes, rustix::mm::Advice::LinuxHugepage) };
+        advised.is_ok() && !*OFF
     }
 }
 

@@ -55,7 +55,7 @@ pub enum Operation {
     Read { file: FileId, position: u64, into: Buffer },
     /// Makes earlier completed writes to `file` durable (fdatasync).
     Flush { file: FileId },
-    /// Takes a file from the pool, or creates one. Its first `written_bytes` (at least `at_least_bytes`) are
+    /// Takes a file from the pool, or creates one; `at_least_bytes` 0 may take the reserve kept for a full disk. Its first `written_bytes` (at least `at_least_bytes`) are
     /// written blocks; the content is unspecified.
     Acquire { at_least_bytes: u64 },
     /// Writes zeros from the file's written end up to `to_bytes`, durably. The shard never writes beyond the written end.

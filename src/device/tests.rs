@@ -366,6 +366,15 @@ fn directory_ignores_strangers_and_deletes_halves() {
 }
 
 #[test]
+fn unused_directory_isnt_touched_by_open_existing() {
+    let dir = TempDir::new();
+    let refused = Directory::open_existing(&dir.0, &mut |_| ()).unwrap_err();
+    assert_eq!((refused.kind(), fs::read_dir(&dir.0).expect("listed").count()), (io::ErrorKind::NotFound, 0));
+    drop(dir.open());
+    Directory::open_existing(&dir.0, &mut |_| ()).expect("opens");
+}
+
+#[test]
 fn directory_in_use_is_waited_for_then_refused() {
     let dir = TempDir::new();
     let first = dir.open();
@@ -665,6 +674,14 @@ fn check(mut bench: Bench<impl Disk>) {
     for token in tokens {
         assert!(matches!(bench.wait(token), Outcome::Written(Ok(()))));
     }
+    // Backwards, none continues the one before it.
+    let backwards = numbered(&arena, 16, 100);
+    let write = |n| Operation::Write { file, position: n as u64 * BLOCK, data: backwards.slice(block(n)), durable: true };
+    let tokens: Vec<Token> = (0..16).rev().filter(|n| n % 5 != 0).map(|n| bench.submit(write(n))).collect();
+    for token in tokens {
+        assert!(matches!(bench.wait(token), Outcome::Written(Ok(()))));
+    }
+    drop(backwards);
     let mut reads = HashMap::new();
     for n in (0..64).rev() {
         let target = if n % 5 == 0 { other } else { file };
@@ -681,12 +698,15 @@ fn check(mut bench: Bench<impl Disk>) {
     let short = bench.read(file, end - BLOCK, into()).unwrap_err();
     assert_eq!(short, Fault::Short { wanted_bytes: 2 * BLOCK, got_bytes: BLOCK });
     assert_eq!(bench.read(file, end, into()).unwrap_err(), Fault::Short { wanted_bytes: 2 * BLOCK, got_bytes: 0 });
-    let impossible = bench.write(file, 1 << 62, into().freeze()).unwrap_err();
-    assert!(matches!(impossible, Fault::Os(libc::EFBIG | libc::EINVAL)), "{impossible:?}");
+    let impossible = bench.write(file, (1 << 63) - BLOCK, into().freeze()).unwrap_err();
+    assert!(matches!(impossible, Fault::Os(libc::EFBIG | libc::EINVAL | libc::EOVERFLOW)), "{impossible:?}");
     let missing = FileId(0xdead);
     assert_eq!(bench.read(missing, 0, into()).unwrap_err(), Fault::Os(libc::ENOENT));
     assert_eq!(bench.write(missing, 0, into().freeze()).unwrap_err(), Fault::Os(libc::ENOENT));
-    assert!(matches!(bench.run(Operation::Flush { file: missing }), Outcome::Flushed(Err(Fault::Os(libc::ENOENT)))));
+    while wake::wait(&bench.waker, bench.reader.as_fd(), Duration::ZERO).expect("poll") {}
+    let token = bench.submit(Operation::Flush { file: missing });
+    assert!(wake::wait(&bench.waker, bench.reader.as_fd(), Duration::from_secs(1)).expect("poll"), "a fault wakes its core");
+    assert!(matches!(bench.wait(token), Outcome::Flushed(Err(Fault::Os(libc::ENOENT)))));
 
     // Released, it is given out again; lengthened, its new end is written.
     bench.release(file);
@@ -710,6 +730,41 @@ fn check(mut bench: Bench<impl Disk>) {
     drop(chunk);
     drop(bench);
     assert_eq!(arena.used_bytes(), 0);
+}
+
+/// Memory that comes back when a disk is dropped is nobody else's any more.
+fn check_drop(mut bench: Bench<impl Disk>) {
+    let arena = Arena::new(64 * MIB);
+    let file = bench.acquire(16 * MIB as u64).expect("a file").file;
+    let allocate = |_| arena.allocate(64 * KIB).expect("room");
+    // One piece of each region stays, so that the same memory is handed out again.
+    let mut buffers: Vec<Buffer> = (0..256).map(allocate).collect();
+    let kept: Vec<Buffer> = (0..8).map(|region| buffers.swap_remove(region * 31)).collect();
+    let used: Vec<usize> = buffers.iter().map(|buffer| buffer.as_ptr().addr()).collect();
+    for (n, into) in buffers.into_iter().enumerate() {
+        bench.submit(Operation::Read { file, position: n as u64 * 64 * KIB as u64, into });
+    }
+    bench.disk.kick();
+    drop(bench);
+    let mut buffers: Vec<Buffer> = (0..248).map(allocate).collect();
+    let reused = buffers.iter().filter(|buffer| used.contains(&buffer.as_ptr().addr())).count();
+    assert!(reused > 200, "{reused}");
+    // The kernel would read the last ones last.
+    buffers.iter_mut().rev().for_each(|buffer| buffer.fill(0xaa));
+    std::thread::sleep(Duration::from_millis(50));
+    let untouched = buffers.iter().all(|buffer| buffer.iter().all(|&byte| byte == 0xaa));
+    assert!(untouched, "written to by a disk that is gone");
+    drop(kept);
+}
+
+#[test]
+fn dropped_ring_leaves_memory_alone() {
+    check_with(|janitor| Bench::ring(janitor, RING_DEPTH).into_iter().for_each(check_drop));
+}
+
+#[test]
+fn dropped_threads_leave_memory_alone() {
+    check_with(|janitor| check_drop(Bench::threads(janitor)));
 }
 
 fn check_with(make: impl FnOnce(&JanitorHandle)) {
@@ -845,6 +900,61 @@ fn probe_names_cause_and_remedy() {
     assert_eq!(text.matches("(remedy: ").count(), 6, "{text}");
     assert!(text.contains("io_uring_disabled is 2 (remedy: sysctl kernel.io_uring_disabled=0)"), "{text}");
     assert_eq!(probe::raise_nofile().expect("the soft limit can be raised"), Probe::run(None).expect("runs").nofile);
+}
+
+/// Runs `body` on a thread for which the system calls fail with `code`, as a container's seccomp profile makes them.
+fn without(calls: &[i64], code: i32, body: impl FnOnce() + Send + 'static) {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let rules = calls.iter().map(|&call| (call, Vec::new())).collect();
+    let refuse = SeccompAction::Errno(code as u32);
+    let arch = std::env::consts::ARCH.try_into().expect("a known processor");
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).expect("a valid filter");
+    let program: BpfProgram = filter.try_into().expect("compiles");
+    let thread = std::thread::spawn(move || {
+        seccompiler::apply_filter(&program).expect("applies to this thread");
+        body();
+    });
+    thread.join().expect("no panic");
+}
+
+#[test]
+fn forbidden_ring_is_told_from_a_missing_one() {
+    if probe::try_ring().is_err() {
+        return;
+    }
+    without(&[libc::SYS_io_uring_setup], libc::EPERM, || assert_eq!(probe::try_ring(), Err(RingRefused::Forbidden)));
+    without(&[libc::SYS_io_uring_setup], libc::ENOSYS, || assert_eq!(probe::try_ring(), Err(RingRefused::Missing)));
+    without(&[libc::SYS_io_uring_register], libc::EPERM, || assert_eq!(probe::try_ring(), Err(RingRefused::TooOld)));
+}
+
+#[test]
+fn durable_write_without_pwritev2_flushes_by_itself() {
+    for code in [libc::ENOSYS, libc::EOPNOTSUPP] {
+        without(&[libc::SYS_pwritev2], code, || {
+            let dir = TempDir::new();
+            let mut volume = FileVolume::new(dir.open());
+            let file = volume.create(BLOCK).expect("created").file;
+            volume.write_durable(file, 0, &[3; BLOCK_BYTES]).expect("written");
+            let mut back = [0; BLOCK_BYTES];
+            volume.read(file, 0, &mut back).expect("read");
+            assert_eq!(back, [3; BLOCK_BYTES]);
+        });
+    }
+}
+
+#[test]
+fn helper_thread_of_a_pinned_core_runs_anywhere() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let process = sched_getaffinity(Some(rustix::process::getpid())).expect("is known");
+    std::thread::spawn(move || {
+        let mut one = CpuSet::new();
+        one.set((0..CpuSet::MAX_CPU).find(|&cpu| process.is_set(cpu)).expect("one at least"));
+        sched_setaffinity(None, &one).expect("pinned");
+        super::janitor::unpin_thread();
+        assert!(sched_getaffinity(None).expect("is known") == process);
+    })
+    .join()
+    .expect("no panic");
 }
 
 /// Numbers that look random and are the same every time.

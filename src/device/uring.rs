@@ -122,7 +122,9 @@ impl UringDisk {
         }
     }
 
-    fn reap(&mut self, completions: &mut Vec<Completion>) {
+    /// Returns how many the kernel had finished.
+    fn reap(&mut self, completions: &mut Vec<Completion>) -> u32 {
+        let before = self.in_ring;
         for completion in self.ring.completion() {
             self.in_ring -= 1;
             let entry = self.table.remove(completion.user_data() as u32);
@@ -135,6 +137,7 @@ impl UringDisk {
                 Reaped::Again(entry) => self.queue.push_front(self.table.insert(entry)),
             }
         }
+        before - self.in_ring
     }
 }
 
@@ -153,16 +156,13 @@ impl Disk for UringDisk {
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {
         let ring = self.ring.submission();
-        if ring.taskrun() || ring.cq_overflow() {
-            drop(ring);
-            // Finished operations wait for a system call of this thread to be posted.
+        // Finished operations may wait for a system call of this thread to be posted, and refused ones for another try.
+        let wants_kernel = ring.taskrun() || ring.cq_overflow() || !ring.is_empty();
+        drop(ring);
+        if wants_kernel {
             self.enter();
-        } else {
-            drop(ring);
         }
-        let before = completions.len();
-        self.reap(completions);
-        if completions.len() > before || !self.queue.is_empty() {
+        if self.reap(completions) > 0 {
             self.kick();
         }
         self.intake.poll(completions);

@@ -89,6 +89,12 @@ impl Directory {
         Directory::open_with_patience(path, LOCK_PATIENCE, waiting)
     }
 
+    /// As `open`, but a directory that was never used is `NotFound` and stays as it is. For the offline tools.
+    pub fn open_existing(path: &Path, waiting: &mut dyn FnMut(&str)) -> io::Result<Arc<Directory>> {
+        fs::metadata(path.join("segments"))?;
+        Directory::open(path, waiting)
+    }
+
     /// As `open`, with another patience, for this lock and those of the files.
     pub fn open_with_patience(path: &Path, patience: Duration, waiting: &mut dyn FnMut(&str)) -> io::Result<Arc<Directory>> {
         let segments_path = path.join("segments");
