@@ -38,6 +38,8 @@ pub const SECTOR_BYTES: usize = 512;
 pub const POWER_CUT: Fault = Fault::Os(libc::ESHUTDOWN);
 
 const MILLION: u32 = 1_000_000;
+/// Length of a file from the reserve.
+const RESERVE_FILE_BYTES: u64 = 64 << 10;
 
 /// Chances are per million operations.
 #[derive(Clone, Debug)]
@@ -936,6 +938,8 @@ impl State {
     }
 
     fn acquire(&mut self, at_least_bytes: u64) -> Result<SegmentFile, Fault> {
+        // Zero asks for a file of the reserve, whatever its length.
+        let at_least_bytes = if at_least_bytes == 0 { RESERVE_FILE_BYTES } else { at_least_bytes };
         if self.pool.is_empty() {
             return self.create(at_least_bytes);
         }
@@ -971,7 +975,7 @@ impl State {
                 self.adrift.push(Adrift::Write { file, position, data: Bytes::from(&data[..]) })
             }
             Operation::Acquire { at_least_bytes } if self.pool.is_empty() => {
-                self.adrift.push(Adrift::Create { written_bytes: at_least_bytes })
+                self.adrift.push(Adrift::Create { written_bytes: at_least_bytes.max(RESERVE_FILE_BYTES) })
             }
             Operation::Extend { file, to_bytes } => self.adrift.push(Adrift::Extend { file, to_bytes }),
             Operation::Acquire { .. } | Operation::Read { .. } | Operation::Flush { .. } | Operation::Release { .. } => {}

@@ -189,6 +189,10 @@ impl Log {
 
     fn limit(&self, is_state: bool, mark: u32) -> u32 {
         let Some(segment) = self.segments.get(&self.active) else { return 0 };
+        // A file from the reserve is for what frees space, not for more data.
+        if self.reserve_active && self.disk_full && !is_state {
+            return 0;
+        }
         let footer = block_up((self.index.footer_bytes() + DIRECTORY_ENTRY_BYTES + RUN_BYTES) as u32);
         // While there is no next segment, acks, offsets and deletes must find room in this one.
         let reserve = if is_state || matches!(self.next, Next::Ready(_) | Next::Extending(_)) { 0 } else { self.state_reserve_bytes() };
@@ -210,10 +214,11 @@ impl Log {
             self.extend_wanted();
             return Err(if self.disk_full { AppendError::DiskFull } else { AppendError::Busy });
         }
-        if self.roll() {
+        if (is_state || !self.disk_full) && self.roll() {
             return Ok(());
         }
         self.blocked = true;
+        self.state_starved |= is_state;
         self.pump_segments();
         Err(if self.disk_full { AppendError::DiskFull } else { AppendError::Busy })
     }

@@ -107,7 +107,11 @@ impl Log {
         }
         match job.phase {
             Phase::Footers => self.clean_footers(),
-            Phase::Acquire => self.clean_submit(Operation::Acquire { at_least_bytes: (8 << 20).min(u64::from(self.config.segment_bytes)) }),
+            Phase::Acquire => {
+                // On a full disk the cleaner may take the reserve: it gives more back.
+                let at_least_bytes = if self.disk_full { 0 } else { (8 << 20).min(u64::from(self.config.segment_bytes)) };
+                self.clean_submit(Operation::Acquire { at_least_bytes });
+            }
             Phase::Extend => self.clean_extend(),
             Phase::Copy => self.clean_copy(),
             Phase::Footer => self.clean_footer(),

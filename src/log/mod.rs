@@ -324,6 +324,12 @@ pub struct Log {
     events: VecDeque<LogEvent>,
     blocked: bool,
     disk_full: bool,
+    /// A state record found no room: a file from the reserve is asked for.
+    state_starved: bool,
+    /// The last file acquired came from the reserve, …
+    reserve_next: bool,
+    /// … and has become the active segment.
+    reserve_active: bool,
     /// When to ask for a file again after the disk was full.
     retry_us: u64,
     fence: Option<Fault>,

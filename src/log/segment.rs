@@ -110,6 +110,7 @@ impl Log {
         let Ok(buffer) = self.arena.allocate(BLOCK_BYTES) else { return false };
         self.seal_active();
         self.next = Next::None;
+        self.reserve_active = std::mem::take(&mut self.reserve_next);
         self.open_segment(file, EpochEnd::default(), Some(buffer));
         true
     }
@@ -283,7 +284,9 @@ impl Log {
         match self.next {
             Next::None if self.blocked || position > segment_bytes / 2 => {
                 self.next = Next::Acquiring;
-                self.submit(Pending::Acquire, Operation::Acquire { at_least_bytes: ACQUIRE_BYTES.min(segment_bytes) });
+                self.reserve_next = self.disk_full && std::mem::take(&mut self.state_starved);
+                let at_least_bytes = if self.reserve_next { 0 } else { ACQUIRE_BYTES.min(segment_bytes) };
+                self.submit(Pending::Acquire, Operation::Acquire { at_least_bytes });
             }
             Next::Ready(file) if file.written_bytes < segment_bytes.min(AHEAD_BYTES) && position > segment_bytes / 4 * 3 => {
                 self.next = Next::Extending(file);
@@ -310,7 +313,12 @@ impl Log {
         match result {
             Ok(file) => {
                 self.next = Next::Ready(file);
-                self.disk_full = false;
+                self.disk_full = self.reserve_next;
+                if self.reserve_next {
+                    // Taken for records that wait; data stays refused until a file that isn't from the reserve is had.
+                    self.seal_group();
+                    self.roll();
+                }
                 self.unblock();
             }
             Err(_) => {

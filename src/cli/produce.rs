@@ -1,0 +1,194 @@
+//! `ringmain produce`: lines in, messages out, every byte as it came.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use ringmain_client::wire::MAX_MESSAGE_BYTES_LIMIT;
+use ringmain_client::{FlushError, Producer, ProducerConfig, Record};
+use serde_json::json;
+
+use super::{Format, Target, output};
+
+#[derive(Args)]
+#[command(after_help = LINES)]
+pub struct ProduceArguments {
+    /// Topic to send to; it has to exist
+    topic: String,
+    /// Read this file instead of standard input; - is standard input
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    file: PathBuf,
+    /// What a message's key is: none; line = the whole line, which is the message too; anything else separates key and
+    /// message at its first occurrence (\t is a tab)
+    #[arg(long, value_name = "line|none|SEPARATOR", default_value = "none", value_parser = key, allow_hyphen_values = true)]
+    key: Key,
+    /// Send everything to this partition, counted from 0 [default: by key, else spread]
+    #[arg(long, value_name = "N")]
+    partition: Option<u32>,
+    /// Give up on a message that isn't acknowledged after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    timeout: u64,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// What a message's key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Key {
+    None,
+    Line,
+    Separator(Vec<u8>),
+}
+
+pub fn run(arguments: &ProduceArguments, format: Format) -> Result<ExitCode> {
+    let (input, bar) = open(arguments)?;
+    let config = ProducerConfig { delivery_timeout: Duration::from_secs(arguments.timeout), ..ProducerConfig::default() };
+    let mut producer = arguments.target.client()?.producer(&arguments.topic, config)?;
+    let sent = send_lines(input, arguments, &mut producer, &bar);
+    let flushed = producer.flush();
+    bar.finish_and_clear();
+    // Also when something failed: so much is stored.
+    let acknowledged = producer.acknowledged();
+    match format {
+        Format::Text => output::line(&format!("acknowledged={acknowledged}"))?,
+        Format::Json => output::json(&json!({ "topic": arguments.topic, "acknowledged": acknowledged }))?,
+    }
+    match (sent, flushed) {
+        (Ok(()), Ok(())) => Ok(ExitCode::SUCCESS),
+        // What the broker answered explains why the producer took no more.
+        (_, Err(error)) => Err(failed(error, acknowledged)),
+        (Err(error), Ok(())) => Err(error),
+    }
+}
+
+fn failed(error: FlushError, acknowledged: u64) -> anyhow::Error {
+    anyhow::Error::from(error).context(format!("{acknowledged} messages are stored, later ones may not be"))
+}
+
+fn open(arguments: &ProduceArguments) -> Result<(Box<dyn BufRead>, ProgressBar)> {
+    if arguments.file.as_os_str() == "-" {
+        if io::stdin().is_terminal() {
+            eprintln!("reading messages from the keyboard, one per line; Ctrl-D ends");
+        }
+        return Ok((Box::new(BufReader::with_capacity(INPUT_BUFFER_BYTES, io::stdin())), ProgressBar::hidden()));
+    }
+    let name = arguments.file.display();
+    let file = File::open(&arguments.file).with_context(|| format!("can't open {name}"))?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        bail!("{name} is a directory; name a file");
+    }
+    // Draws on standard error, and only if that is a terminal.
+    let bar = if metadata.is_file() { ProgressBar::new(metadata.len()) } else { ProgressBar::no_length() };
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(name.to_string());
+    Ok((Box::new(BufReader::with_capacity(INPUT_BUFFER_BYTES, file)), bar))
+}
+
+fn send_lines(mut input: impl BufRead, arguments: &ProduceArguments, producer: &mut Producer, bar: &ProgressBar) -> Result<()> {
+    let (mut line, mut number, mut unshown_bytes) = (Vec::new(), 0_u64, 0);
+    while read_line(&mut input, &mut line).with_context(|| format!("reading line {}", number + 1))? {
+        number += 1;
+        let (key, value) = split(&line, &arguments.key).with_context(|| format!("line {number}"))?;
+        let record = Record { key, value: Some(value), partition: arguments.partition, ..Record::default() };
+        producer.send(record).with_context(|| format!("line {number}"))?;
+        unshown_bytes += line.len() as u64 + 1;
+        if unshown_bytes >= PROGRESS_STEP_BYTES {
+            bar.inc(unshown_bytes);
+            unshown_bytes = 0;
+        }
+    }
+    Ok(())
+}
+
+/// Reads up to the next LF, which isn't part of the line; `false` = the input has ended. What follows the last LF is a
+/// line too, unless it is nothing.
+fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool> {
+    line.clear();
+    // A line beyond any message's limit would only fill the memory.
+    let limit = u64::from(MAX_MESSAGE_BYTES_LIMIT);
+    let read = input.take(limit + 1).read_until(b'\n', line)? as u64;
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    } else if read > limit {
+        bail!("it is longer than {} MiB, the largest message there can be", limit >> 20);
+    }
+    Ok(read > 0)
+}
+
+/// Key and message of a line.
+fn split<'a>(line: &'a [u8], key: &Key) -> Result<(Option<&'a [u8]>, &'a [u8])> {
+    match key {
+        Key::None => Ok((None, line)),
+        Key::Line => Ok((Some(line), line)),
+        Key::Separator(separator) => match line.windows(separator.len()).position(|window| window == separator) {
+            Some(at) => Ok((Some(&line[..at]), &line[at + separator.len()..])),
+            None => bail!("no '{}' between key and message; lines before it were sent", separator.escape_ascii()),
+        },
+    }
+}
+
+fn key(text: &str) -> Result<Key, String> {
+    match text {
+        "none" => Ok(Key::None),
+        "line" => Ok(Key::Line),
+        "" => Err("a separator has at least one character".into()),
+        separator => Ok(Key::Separator(separator.replace("\\t", "\t").into_bytes())),
+    }
+}
+
+const INPUT_BUFFER_BYTES: usize = 256 << 10;
+const PROGRESS_STEP_BYTES: u64 = 1 << 20;
+const LINES: &str = "\
+A line ends at its LF, which isn't part of the message; a CR before it is. A last line without LF counts, an empty line
+is an empty message, and bytes outside ASCII go through as they are. Prints acknowledged=N: so many messages are stored
+as safely as the topic promises.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(mut input: &[u8]) -> Vec<Vec<u8>> {
+        let (mut lines, mut line) = (Vec::new(), Vec::new());
+        while read_line(&mut input, &mut line).unwrap() {
+            lines.push(line.clone());
+        }
+        lines
+    }
+
+    #[test]
+    fn lines_end_at_lf_and_nothing_else() {
+        assert_eq!(lines(b""), [b""; 0]);
+        assert_eq!(lines(b"\n"), [b""]);
+        assert_eq!(lines(b"a\n\nb"), [&b"a"[..], b"", b"b"]);
+        assert_eq!(lines(b"a\r\n\rb\n"), [&b"a\r"[..], b"\rb"]);
+        assert_eq!(lines(b"\xff\0\xc3\n\xe2\x80\xa8"), [&b"\xff\0\xc3"[..], b"\xe2\x80\xa8"]);
+    }
+
+    #[test]
+    fn line_longer_than_any_message_is_refused() {
+        let long = vec![b'x'; MAX_MESSAGE_BYTES_LIMIT as usize + 1];
+        assert!(read_line(&mut &long[1..], &mut Vec::new()).unwrap());
+        assert!(read_line(&mut &long[..], &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn key_is_taken_from_the_line() {
+        let check = |line: &'static [u8], how: &str| split(line, &key(how).unwrap()).ok();
+        assert_eq!(check(b"a:b:c", "none"), Some((None, &b"a:b:c"[..])));
+        assert_eq!(check(b"a:b:c", "line"), Some((Some(&b"a:b:c"[..]), &b"a:b:c"[..])));
+        assert_eq!(check(b"a:b:c", ":"), Some((Some(&b"a"[..]), &b"b:c"[..])));
+        assert_eq!(check(b"a=>b", "=>"), Some((Some(&b"a"[..]), &b"b"[..])));
+        assert_eq!(check(b"a\tb", "\\t"), Some((Some(&b"a"[..]), &b"b"[..])));
+        assert_eq!(check(b":", ":"), Some((Some(&b""[..]), &b""[..])));
+        assert_eq!(check(b"ab", ":"), None);
+        assert!(key("").is_err());
+    }
+}

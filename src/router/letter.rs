@@ -1,0 +1,173 @@
+//! What crosses between cores: requests and replies that own their bytes.
+//!
+//! Slices and extents belong to a core's arena and log, so they stay there; frames cross as a copy.
+
+use std::sync::Arc;
+
+use ringmain_wire::control::{AlterTopic, CreateTopic, PartitionState, ShardStats, TopicInfo};
+use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
+
+use crate::request::{Failure, Fetch, FetchData, Fetched, Origin, Reply, Request};
+use crate::shard::CatalogChange;
+
+/// From one core to another.
+#[derive(Debug)]
+pub enum Question {
+    /// For a shard of the receiver. Wants an answer.
+    Request { origin: Origin, shard: ShardId, request: OwnedRequest },
+    /// Shard 0 has made this change durable.
+    Catalog { change_id: u64, change: Arc<CatalogChange> },
+    /// The sender has applied it.
+    CatalogApplied { change_id: u64 },
+}
+
+/// The answer to [`Question::Request`].
+#[derive(Debug)]
+pub struct Answer {
+    /// Who asked.
+    pub origin: Origin,
+    /// Who answers.
+    pub shard: ShardId,
+    /// The answer.
+    pub reply: OwnedReply,
+}
+
+/// A [`Request`] to a shard that owns what it names.
+#[derive(Clone, Debug)]
+pub enum OwnedRequest {
+    /// The whole frame, its body checksum verified.
+    Produce { frame: Vec<u8> },
+    /// As in [`Request`].
+    Fetch(Fetch),
+    /// As in [`Request`].
+    ListOffset { partition: PartitionId, timestamp_ms: i64 },
+    /// As in [`Request`].
+    CommitOffset { consumer: String, partition: PartitionId, offset: Offset, metadata: String },
+    /// As in [`Request`].
+    ReadOffset { consumer: String, partition: PartitionId },
+    /// As in [`Request`].
+    InitProducer,
+    /// As in [`Request`].
+    CreateTopic(Box<CreateTopic>),
+    /// As in [`Request`].
+    AlterTopic(Box<AlterTopic>),
+    /// As in [`Request`].
+    DeleteTopic { name: String },
+    /// As in [`Request`].
+    PartitionStates { partitions: Vec<PartitionId> },
+    /// As in [`Request`].
+    ShardStats,
+}
+
+impl OwnedRequest {
+    /// A copy of a request to a shard; `None` for those that the router answers itself.
+    pub fn copy(request: &Request<'_>) -> Option<OwnedRequest> {
+        Some(match request {
+            Request::Produce { frame } => OwnedRequest::Produce { frame: frame.bytes().to_vec() },
+            Request::Fetch(fetch) => OwnedRequest::Fetch(*fetch),
+            Request::ListOffset { partition, timestamp_ms } => OwnedRequest::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms },
+            Request::CommitOffset { consumer, partition, offset, metadata } => {
+                OwnedRequest::CommitOffset { consumer: (*consumer).into(), partition: *partition, offset: *offset, metadata: (*metadata).into() }
+            }
+            Request::ReadOffset { consumer, partition } => OwnedRequest::ReadOffset { consumer: (*consumer).into(), partition: *partition },
+            Request::InitProducer => OwnedRequest::InitProducer,
+            Request::CreateTopic(create) => OwnedRequest::CreateTopic(Box::new(create.clone())),
+            Request::AlterTopic(alter) => OwnedRequest::AlterTopic(Box::new(alter.clone())),
+            Request::DeleteTopic { name } => OwnedRequest::DeleteTopic { name: (*name).into() },
+            Request::PartitionStates { partitions } => OwnedRequest::PartitionStates { partitions: partitions.clone() },
+            Request::ShardStats => OwnedRequest::ShardStats,
+            Request::Metadata { .. } | Request::DescribeTopic { .. } | Request::Stats => return None,
+        })
+    }
+
+    /// The request again, borrowed from this copy.
+    ///
+    /// # Panics
+    /// If the frame isn't one: copies are made of parsed frames only.
+    pub fn borrow(&self) -> Request<'_> {
+        match self {
+            OwnedRequest::Produce { frame } => Request::Produce { frame: Frame::parse(frame).expect("a copy of a parsed frame") },
+            OwnedRequest::Fetch(fetch) => Request::Fetch(*fetch),
+            OwnedRequest::ListOffset { partition, timestamp_ms } => Request::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms },
+            OwnedRequest::CommitOffset { consumer, partition, offset, metadata } => {
+                Request::CommitOffset { consumer, partition: *partition, offset: *offset, metadata }
+            }
+            OwnedRequest::ReadOffset { consumer, partition } => Request::ReadOffset { consumer, partition: *partition },
+            OwnedRequest::InitProducer => Request::InitProducer,
+            OwnedRequest::CreateTopic(create) => Request::CreateTopic(CreateTopic::clone(create)),
+            OwnedRequest::AlterTopic(alter) => Request::AlterTopic(AlterTopic::clone(alter)),
+            OwnedRequest::DeleteTopic { name } => Request::DeleteTopic { name },
+            OwnedRequest::PartitionStates { partitions } => Request::PartitionStates { partitions: partitions.clone() },
+            OwnedRequest::ShardStats => Request::ShardStats,
+        }
+    }
+}
+
+/// A [`Reply`] of a shard that owns its bytes.
+#[derive(Debug)]
+pub enum OwnedReply {
+    /// As in [`Reply`].
+    Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool },
+    /// The frames as a copy.
+    Fetched { head: Box<Fetched>, frames: Vec<u8> },
+    /// As in [`Reply`].
+    Offset { offset: Offset, timestamp_ms: i64, found: bool },
+    /// As in [`Reply`].
+    Committed,
+    /// As in [`Reply`].
+    ConsumerOffset { offset: Option<Offset>, metadata: String },
+    /// As in [`Reply`].
+    Producer { producer_id: ProducerId, producer_epoch: u16 },
+    /// As in [`Reply`].
+    Topic(Box<TopicInfo>),
+    /// As in [`Reply`].
+    Deleted,
+    /// As in [`Reply`].
+    PartitionStates(Vec<PartitionState>),
+    /// As in [`Reply`].
+    ShardStats(Box<ShardStats>),
+    /// As in [`Reply`].
+    Failed(Failure),
+}
+
+impl OwnedReply {
+    /// Makes a reply fit to travel. `copy` takes the frames of a fetch out of the shard, `None` if they have just gone.
+    pub fn new(reply: Reply, copy: impl FnOnce(FetchData) -> Option<Vec<u8>>) -> OwnedReply {
+        match reply {
+            Reply::Produced { base_offset, append_time_ms, duplicate } => OwnedReply::Produced { base_offset, append_time_ms, duplicate },
+            Reply::Fetched { head, data } => match copy(data) {
+                Some(frames) => OwnedReply::Fetched { head: Box::new(head), frames },
+                None => OwnedReply::Failed(ErrorCode::Overloaded.into()),
+            },
+            Reply::Offset { offset, timestamp_ms, found } => OwnedReply::Offset { offset, timestamp_ms, found },
+            Reply::Committed => OwnedReply::Committed,
+            Reply::ConsumerOffset { offset, metadata } => OwnedReply::ConsumerOffset { offset, metadata },
+            Reply::Producer { producer_id, producer_epoch } => OwnedReply::Producer { producer_id, producer_epoch },
+            Reply::Topic(info) => OwnedReply::Topic(info),
+            Reply::Deleted => OwnedReply::Deleted,
+            Reply::PartitionStates(states) => OwnedReply::PartitionStates(states),
+            Reply::ShardStats(stats) => OwnedReply::ShardStats(stats),
+            Reply::Failed(failure) => OwnedReply::Failed(failure),
+            Reply::Metadata { .. } | Reply::Description(_) | Reply::Stats(_) => {
+                OwnedReply::Failed(Failure::new(ErrorCode::Internal, "a shard gave an answer that only a router gives"))
+            }
+        }
+    }
+
+    /// As the connection's session takes it.
+    pub fn into_reply(self) -> Reply {
+        match self {
+            OwnedReply::Produced { base_offset, append_time_ms, duplicate } => Reply::Produced { base_offset, append_time_ms, duplicate },
+            OwnedReply::Fetched { head, frames } => Reply::Fetched { head: *head, data: FetchData::Owned(frames) },
+            OwnedReply::Offset { offset, timestamp_ms, found } => Reply::Offset { offset, timestamp_ms, found },
+            OwnedReply::Committed => Reply::Committed,
+            OwnedReply::ConsumerOffset { offset, metadata } => Reply::ConsumerOffset { offset, metadata },
+            OwnedReply::Producer { producer_id, producer_epoch } => Reply::Producer { producer_id, producer_epoch },
+            OwnedReply::Topic(info) => Reply::Topic(info),
+            OwnedReply::Deleted => Reply::Deleted,
+            OwnedReply::PartitionStates(states) => Reply::PartitionStates(states),
+            OwnedReply::ShardStats(stats) => Reply::ShardStats(stats),
+            OwnedReply::Failed(failure) => Reply::Failed(failure),
+        }
+    }
+}

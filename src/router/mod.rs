@@ -1,0 +1,426 @@
+//! Partition → shard → core: hands requests to the shard that owns what they are about, here or on another core,
+//! and brings the answers back. Answers itself what only the catalog knows, or what must be gathered.
+//!
+//! Every core has a router with a copy of the catalog. Sans-IO but for the mailboxes.
+
+pub mod letter;
+pub mod mailbox;
+pub mod shards;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crossbeam_utils::CachePadded;
+use ringmain_wire::control::{PartitionState, ShardStats, StatsReply, TopicDescription, TopicInfo};
+use ringmain_wire::{ErrorCode, PartitionId, ShardId};
+
+use crate::request::{Failure, Fetch, Now, Origin, Reply, Request};
+use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
+use letter::{Answer, OwnedReply, OwnedRequest, Question};
+use mailbox::Mailboxes;
+use shards::Shards;
+
+/// `Origin::connection` of requests that the router itself asks.
+const ROUTER: u32 = u32::MAX;
+/// Questions of other cores taken per turn, so that a turn ends.
+const QUESTIONS_PER_TURN: usize = 512;
+/// Long polls at another core at a time; beyond, they are answered soon and come again. They would use up the slots
+/// that produce requests need.
+const WAITING_AWAY_MAX: usize = mailbox::SLOTS / 2;
+/// Wait of a long poll beyond `WAITING_AWAY_MAX`, in ms.
+const WAIT_SHORT_MS: u32 = 20;
+/// Longest wait at another core, in ms: a connection that goes away leaves its slot used for so long.
+const WAIT_AWAY_MAX_MS: u32 = 10_000;
+
+/// What every core knows of the broker.
+#[derive(Debug)]
+pub struct Broker {
+    /// How it does I/O: `uring`, `fallback`.
+    pub io: &'static str,
+    /// Why not io_uring, if not.
+    pub io_note: String,
+    /// When it was started.
+    pub started: Instant,
+    /// By shard: its core thread.
+    pub core_of_shard: Vec<u16>,
+    /// By shard: its port of the native door; 0 = the bootstrap port.
+    pub shard_ports: Vec<u16>,
+    /// The memory budget.
+    pub memory_limit_bytes: u64,
+    /// By core.
+    pub gauges: Vec<CachePadded<Gauges>>,
+}
+
+/// What each core tells the others, once per turn.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    /// Open connections.
+    pub connections: AtomicU64,
+    /// Bytes charged to this core's share of the budget.
+    pub memory_used_bytes: AtomicU64,
+}
+
+/// An answer that has arrived at the connection's core.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Who asked.
+    pub origin: Origin,
+    /// Who answers; for the extents of a fetch.
+    pub shard: ShardId,
+    /// The answer.
+    pub reply: Reply,
+    /// It came from another core.
+    pub moved: bool,
+}
+
+/// One core's router.
+pub struct Router {
+    core: u16,
+    broker: Arc<Broker>,
+    shards: Shards,
+    catalog: Catalog,
+    mail: Mailboxes<Question, Answer>,
+    /// A question whose shard was busy: tried again before others are taken.
+    held: Option<(Origin, ShardId, OwnedRequest)>,
+    gathers: HashMap<u64, Gather>,
+    next_gather: u64,
+    /// Answers of other cores and of the router itself.
+    arrived: VecDeque<Delivery>,
+    /// Shard 0's changes: cores that haven't applied them yet.
+    unapplied: HashMap<u64, usize>,
+    /// By core: long polls there.
+    waiting_away: Vec<HashSet<Origin>>,
+}
+
+/// An answer in the making, with a part from each of several shards.
+struct Gather {
+    origin: Origin,
+    parts_missing: usize,
+    result: Gathered,
+}
+
+enum Gathered {
+    Stats(Vec<ShardStats>),
+    Description(TopicInfo, Vec<PartitionState>),
+}
+
+impl Router {
+    /// `mail`: this core's end. The catalog comes by `set_catalog`.
+    pub fn new(core: u16, broker: Arc<Broker>, shards: Shards, mail: Mailboxes<Question, Answer>) -> Router {
+        let waiting_away = vec![HashSet::new(); mail.cores()];
+        Router {
+            core,
+            broker,
+            shards,
+            catalog: Catalog::default(),
+            mail,
+            held: None,
+            gathers: HashMap::new(),
+            next_gather: 0,
+            arrived: VecDeque::new(),
+            unapplied: HashMap::new(),
+            waiting_away,
+        }
+    }
+
+    /// The whole catalog, once at start, after every shard of every core is open.
+    pub fn set_catalog(&mut self, catalog: &Catalog, now: Now) {
+        self.catalog = catalog.clone();
+        self.shards.set_catalog(catalog, now);
+    }
+
+    /// The shards of this core.
+    pub fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
+    /// The shards of this core.
+    pub fn shards_mut(&mut self) -> &mut Shards {
+        &mut self.shards
+    }
+
+    /// What every core knows.
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// This core's mailboxes, for metrics: questions unanswered, letters waiting.
+    pub fn mail_depth(&self) -> (usize, usize) {
+        (self.mail.unanswered(), self.mail.waiting())
+    }
+
+    /// Topics in the catalog.
+    pub fn topic_count(&self) -> usize {
+        self.catalog.topic_count()
+    }
+
+    /// Partitions in the catalog.
+    pub fn partition_count(&self) -> usize {
+        self.catalog.partition_count()
+    }
+
+    /// Takes a request of a connection of this core. `Some` = answered at once; `None` = the answer comes out of
+    /// `poll_delivery`. `Busy`: nothing is kept; try again after progress.
+    #[inline]
+    pub fn submit(&mut self, origin: Origin, request: &Request<'_>, now: Now) -> Result<Option<Reply>, Busy> {
+        let shard = match request {
+            Request::Produce { .. } | Request::Fetch(_) | Request::ListOffset { .. } | Request::CommitOffset { .. } | Request::ReadOffset { .. } => {
+                let partition = request.partition().unwrap_or(PartitionId::STATE);
+                match self.catalog.partition(partition) {
+                    Some(entry) => entry.shard,
+                    None => return Ok(Some(unknown_partition(partition))),
+                }
+            }
+            Request::InitProducer | Request::CreateTopic(_) | Request::AlterTopic(_) | Request::DeleteTopic { .. } => ShardId(0),
+            Request::Metadata { topics } => return Ok(Some(self.metadata(topics.as_deref()))),
+            Request::DescribeTopic { name } => return self.describe(origin, name, now),
+            Request::Stats => return self.gather_stats(origin, now),
+            Request::PartitionStates { .. } | Request::ShardStats => {
+                return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnsupportedOp, "only a router asks this"))));
+            }
+        };
+        self.send(shard, origin, request, now).map(|()| None)
+    }
+
+    /// Takes what other cores and the disk have brought, and lets the shards work on it. Then `poll_delivery` has the
+    /// answers; `end_turn` wakes whom they concern elsewhere.
+    pub fn pump(&mut self, now: Now) {
+        self.mail.attend();
+        self.take_answers();
+        self.take_questions(now);
+        self.shards.pump(now);
+        while let Some(event) = self.shards.poll_event() {
+            match event {
+                ShardEvent::CatalogChanged { change_id, change } => self.publish(change_id, change, now),
+            }
+        }
+    }
+
+    /// The next answer for a connection of this core.
+    pub fn poll_delivery(&mut self) -> Option<Delivery> {
+        loop {
+            if let Some(delivery) = self.arrived.pop_front() {
+                return Some(delivery);
+            }
+            let (shard, origin, reply) = self.shards.poll_reply()?;
+            if origin.core != self.core {
+                let shards = &mut self.shards;
+                let reply = OwnedReply::new(reply, |data| shards.copy_frames(shard, data));
+                self.mail.answer(origin.core, Answer { origin, shard, reply });
+            } else if origin.connection == ROUTER {
+                self.add_part(origin.request, reply);
+            } else {
+                return Some(Delivery { origin, shard, reply, moved: false });
+            }
+        }
+    }
+
+    /// Wakes the cores that were sent something.
+    pub fn end_turn(&mut self) {
+        self.mail.ring();
+    }
+
+    /// The core may sleep now. True = something has come meanwhile: pump again.
+    pub fn listen(&self) -> bool {
+        self.mail.listen()
+    }
+
+    /// The core will pump before it sleeps.
+    pub fn attend(&self) {
+        self.mail.attend();
+    }
+
+    /// Another pump is wanted without anything coming in.
+    pub fn has_backlog(&self) -> bool {
+        self.held.is_some() || self.shards.has_backlog()
+    }
+
+    /// A connection of this core has gone. Its long polls at other cores run out by themselves, because an answer
+    /// that never came would keep its slot for ever.
+    pub fn cancel(&mut self, connection: u32, generation: u32) {
+        self.shards.cancel(self.core, connection, generation);
+    }
+
+    /// Lets go of the shards and the disk, which finishes what it is in.
+    pub fn close(&mut self) {
+        self.shards = Shards::closed();
+    }
+
+    fn send(&mut self, shard: ShardId, origin: Origin, request: &Request<'_>, now: Now) -> Result<(), Busy> {
+        if self.shards.owns(shard) {
+            return self.shards.handle(shard, origin, request, now);
+        }
+        let core = self.broker.core_of_shard[usize::from(shard.0)];
+        let away = &mut self.waiting_away[usize::from(core)];
+        let owned = match request {
+            Request::Fetch(fetch) if fetch.max_wait_ms > 0 => {
+                let limit_ms = if away.len() < WAITING_AWAY_MAX { WAIT_AWAY_MAX_MS } else { WAIT_SHORT_MS };
+                away.insert(origin);
+                OwnedRequest::Fetch(Fetch { max_wait_ms: fetch.max_wait_ms.min(limit_ms), ..*fetch })
+            }
+            // A copy is made even if the ring turns out to be full; that is rare, and the connection then stops reading.
+            request => OwnedRequest::copy(request).ok_or(Busy)?,
+        };
+        self.mail.ask(core, Question::Request { origin, shard, request: owned }).map_err(|_| {
+            away.remove(&origin);
+            Busy
+        })
+    }
+
+    fn take_answers(&mut self) {
+        while let Some((core, Answer { origin, shard, reply })) = self.mail.poll_answer() {
+            self.waiting_away[usize::from(core)].remove(&origin);
+            if origin.connection == ROUTER {
+                self.add_part(origin.request, reply.into_reply());
+            } else {
+                self.arrived.push_back(Delivery { origin, shard, reply: reply.into_reply(), moved: true });
+            }
+        }
+    }
+
+    fn take_questions(&mut self, now: Now) {
+        for _ in 0..QUESTIONS_PER_TURN {
+            let (origin, shard, request) = match self.held.take() {
+                Some(held) => held,
+                None => match self.mail.poll_question() {
+                    None => return,
+                    Some((_, Question::Request { origin, shard, request })) => (origin, shard, request),
+                    Some((from, Question::Catalog { change_id, change })) => {
+                        self.apply(&change, now);
+                        self.mail.tell(from, Question::CatalogApplied { change_id });
+                        continue;
+                    }
+                    Some((_, Question::CatalogApplied { change_id })) => {
+                        self.applied(change_id);
+                        continue;
+                    }
+                },
+            };
+            if self.shards.handle(shard, origin, &request.borrow(), now).is_err() {
+                self.held = Some((origin, shard, request));
+                return;
+            }
+        }
+    }
+
+    /// Shard 0's change is durable: it becomes visible everywhere, then its answer goes out.
+    fn publish(&mut self, change_id: u64, change: CatalogChange, now: Now) {
+        self.apply(&change, now);
+        let others = self.mail.cores() - 1;
+        self.unapplied.insert(change_id, others + 1);
+        let change = Arc::new(change);
+        for core in (0..self.mail.cores() as u16).filter(|core| *core != self.core) {
+            self.mail.tell(core, Question::Catalog { change_id, change: change.clone() });
+        }
+        self.applied(change_id);
+    }
+
+    fn apply(&mut self, change: &CatalogChange, now: Now) {
+        self.catalog.apply(change);
+        self.shards.apply_catalog(change, now);
+    }
+
+    fn applied(&mut self, change_id: u64) {
+        let Some(missing) = self.unapplied.get_mut(&change_id) else { return };
+        *missing -= 1;
+        if *missing == 0 {
+            self.unapplied.remove(&change_id);
+            self.shards.catalog_acknowledged(change_id);
+        }
+    }
+
+    fn metadata(&self, names: Option<&[String]>) -> Reply {
+        let topics = match names {
+            None => self.catalog.topics().map(|topic| topic.info()).collect(),
+            Some(names) => names.iter().filter_map(|name| self.catalog.topic(name)).map(|topic| topic.info()).collect(),
+        };
+        Reply::Metadata { topics, shard_ports: self.broker.shard_ports.clone() }
+    }
+
+    fn describe(&mut self, origin: Origin, name: &str, now: Now) -> Result<Option<Reply>, Busy> {
+        let Some(topic) = self.catalog.topic(name) else {
+            return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnknownTopic, format!("no topic '{}'", name.escape_debug())))));
+        };
+        let info = topic.info();
+        let mut by_shard: HashMap<u16, Vec<PartitionId>> = HashMap::new();
+        for place in &info.partitions {
+            by_shard.entry(place.shard).or_default().push(PartitionId(place.partition));
+        }
+        let parts = by_shard.into_iter().map(|(shard, partitions)| (ShardId(shard), Request::PartitionStates { partitions })).collect();
+        self.gather(origin, parts, Gathered::Description(info, Vec::new()), now)
+    }
+
+    fn gather_stats(&mut self, origin: Origin, now: Now) -> Result<Option<Reply>, Busy> {
+        let parts = (0..self.broker.core_of_shard.len() as u16).map(|shard| (ShardId(shard), Request::ShardStats)).collect();
+        self.gather(origin, parts, Gathered::Stats(Vec::new()), now)
+    }
+
+    /// Asks each shard for its part. A shard that can't take the question now is left out of the answer.
+    fn gather(&mut self, origin: Origin, parts: Vec<(ShardId, Request<'_>)>, result: Gathered, now: Now) -> Result<Option<Reply>, Busy> {
+        let number = self.next_gather;
+        self.next_gather += 1;
+        let asker = Origin { core: self.core, connection: ROUTER, generation: 0, request: number };
+        let asked = parts.iter().filter(|(shard, request)| self.send(*shard, asker, request, now).is_ok()).count();
+        if asked == 0 {
+            return Err(Busy);
+        }
+        self.gathers.insert(number, Gather { origin, parts_missing: asked, result });
+        Ok(None)
+    }
+
+    fn add_part(&mut self, number: u64, reply: Reply) {
+        let Some(gather) = self.gathers.get_mut(&number) else { return };
+        match (reply, &mut gather.result) {
+            (Reply::ShardStats(stats), Gathered::Stats(all)) => {
+                let core = self.broker.core_of_shard.get(usize::from(stats.shard)).copied().unwrap_or_default();
+                all.push(ShardStats { core, ..*stats });
+            }
+            (Reply::PartitionStates(states), Gathered::Description(_, all)) => all.extend(states),
+            // A shard that can't tell is missing from the answer.
+            _ => {}
+        }
+        gather.parts_missing -= 1;
+        if gather.parts_missing == 0
+            && let Some(Gather { origin, result, .. }) = self.gathers.remove(&number)
+        {
+            let reply = match result {
+                Gathered::Stats(shards) => Reply::Stats(Box::new(self.stats(shards))),
+                Gathered::Description(info, states) => Reply::Description(Box::new(description(info, states))),
+            };
+            self.arrived.push_back(Delivery { origin, shard: ShardId(0), reply, moved: false });
+        }
+    }
+
+    fn stats(&self, mut shards: Vec<ShardStats>) -> StatsReply {
+        shards.sort_by_key(|stats| stats.shard);
+        let sum = |gauge: fn(&Gauges) -> &AtomicU64| self.broker.gauges.iter().map(|gauges| gauge(gauges).load(Ordering::Relaxed)).sum();
+        StatsReply {
+            broker_version: env!("CARGO_PKG_VERSION").into(),
+            io: self.broker.io.into(),
+            io_note: self.broker.io_note.clone(),
+            uptime_seconds: self.broker.started.elapsed().as_secs(),
+            shards,
+            connections: sum(|gauges| &gauges.connections),
+            topics: self.catalog.topic_count() as u64,
+            partitions: self.catalog.partition_count() as u64,
+            memory_used_bytes: sum(|gauges| &gauges.memory_used_bytes),
+            memory_limit_bytes: self.broker.memory_limit_bytes,
+        }
+    }
+}
+
+/// In order of index, as the catalog has them.
+fn description(info: TopicInfo, states: Vec<PartitionState>) -> TopicDescription {
+    let mut by_number: HashMap<u32, PartitionState> = states.into_iter().map(|state| (state.partition, state)).collect();
+    let partitions = info.partitions.iter().filter_map(|place| by_number.remove(&place.partition)).collect();
+    TopicDescription { info, partitions }
+}
+
+fn unknown_partition(partition: PartitionId) -> Reply {
+    Reply::Failed(Failure::new(ErrorCode::UnknownPartition, format!("no partition {partition}; refresh the metadata")))
+}

@@ -1,0 +1,175 @@
+//! A checkpoint in pieces: what a shard must remember, written between commits a piece at a time.
+//!
+//! Fuzzy: the shard goes on while it is written. A piece holds what has been *logged* about its entities,
+//! durable or not, so that replaying the log from the checkpoint's begin, piece by piece and record by record
+//! in order, gives the same state as the shard has.
+
+use ringmain_wire::{PartitionId, TopicId};
+
+use super::catalog::Catalog;
+use super::partition::{Partition, PartitionTable};
+use super::state_record::{BatchPiece, OffsetPiece, PartitionPiece, ProducerPiece, StateRecord, TopicPiece};
+
+/// A piece is ended after about so many bytes, well below DESIGN's 256 KiB: what one turn of a core thread can build.
+const PIECE_BYTES: usize = 64 << 10;
+/// Partitions looked at in one step for tables they may not have.
+const PARTITIONS_PER_STEP: usize = 4096;
+const TOPIC_PARTITIONS_PER_PIECE: usize = 8192;
+const PARTITION_PIECE_BYTES: usize = 28;
+const PLACE_BYTES: usize = 6;
+
+/// How far a checkpoint is. Positions are entity numbers: entities that come or go meanwhile do no harm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cursor {
+    /// Shard 0: numbers and id block.
+    Numbers,
+    /// Shard 0: from this topic and partition index on.
+    Topics { from: TopicId, index: usize },
+    /// From this partition on.
+    Partitions { from: PartitionId },
+    /// Idempotent producers, from this partition on.
+    Producers { from: PartitionId },
+    /// Consumers' offsets, from this partition and after this consumer on.
+    Offsets { from: PartitionId, after: Option<Box<str>> },
+    /// Everything is in the log.
+    Done,
+}
+
+/// What the pieces are made of.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// `None` on other shards than 0.
+    pub catalog: Option<&'a Catalog>,
+    /// End of the reserved producer ids.
+    pub producer_ids_end: i64,
+    /// The shard's partitions.
+    pub partitions: &'a PartitionTable,
+    /// Nothing is appended after this checkpoint: reservations end where the offsets do.
+    pub is_final: bool,
+}
+
+/// The pieces at `cursor`, at most 256 KiB each, and where to go on once they are appended. May be none.
+pub fn next_piece(cursor: &Cursor, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    match cursor {
+        Cursor::Numbers => numbers(source),
+        Cursor::Topics { from, index } => topics(*from, *index, source),
+        Cursor::Partitions { from } => partitions(*from, source),
+        Cursor::Producers { from } => producers(*from, source),
+        Cursor::Offsets { from, after } => offsets(*from, after.as_deref(), source),
+        Cursor::Done => (Vec::new(), Cursor::Done),
+    }
+}
+
+fn numbers(source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    let Some(catalog) = source.catalog else {
+        return (Vec::new(), Cursor::Partitions { from: PartitionId(0) });
+    };
+    let (next_topic, next_partition) = catalog.next_numbers();
+    let records =
+        vec![StateRecord::CatalogNumbers { next_topic, next_partition }, StateRecord::ProducerIds { end: source.producer_ids_end }];
+    (records, Cursor::Topics { from: TopicId(0), index: 0 })
+}
+
+fn topics(mut from: TopicId, mut index: usize, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    let (mut pieces, mut bytes) = (Vec::new(), 0);
+    let rest = Cursor::Partitions { from: PartitionId(0) };
+    let Some(catalog) = source.catalog else { return (Vec::new(), rest) };
+    while let Some(topic) = catalog.next_topic_from(from) {
+        if bytes >= PIECE_BYTES {
+            return (vec![StateRecord::Topics(pieces)], Cursor::Topics { from, index });
+        }
+        if topic.topic != from {
+            index = 0;
+        }
+        let end = topic.partitions.len().min(index + TOPIC_PARTITIONS_PER_PIECE);
+        let partitions = topic.partitions.get(index..end).unwrap_or_default().to_vec();
+        bytes += 64 + topic.name.len() + partitions.len() * PLACE_BYTES;
+        pieces.push(TopicPiece {
+            topic: topic.topic.0,
+            name: topic.name.to_string(),
+            config: topic.config.clone(),
+            first_index: index as u32,
+            partitions,
+        });
+        (from, index) = if end < topic.partitions.len() { (topic.topic, end) } else { (TopicId(topic.topic.0 + 1), 0) };
+    }
+    (if pieces.is_empty() { Vec::new() } else { vec![StateRecord::Topics(pieces)] }, rest)
+}
+
+fn partitions(mut from: PartitionId, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    let mut pieces = Vec::new();
+    while pieces.len() * PARTITION_PIECE_BYTES < PIECE_BYTES {
+        let Some(partition) = source.partitions.next_from(from) else {
+            let records = if pieces.is_empty() { Vec::new() } else { vec![StateRecord::Partitions(pieces)] };
+            return (records, Cursor::Producers { from: PartitionId(0) });
+        };
+        pieces.push(partition_piece(partition, source.is_final));
+        from = PartitionId(partition.id.0 + 1);
+    }
+    (vec![StateRecord::Partitions(pieces)], Cursor::Partitions { from })
+}
+
+fn partition_piece(partition: &Partition, is_final: bool) -> PartitionPiece {
+    let reserved_end = if is_final && partition.reserved_end_logged.0 > 0 { partition.next_offset } else { partition.reserved_end_logged };
+    PartitionPiece {
+        partition: partition.id.0,
+        log_start: partition.log_start_logged.0,
+        next_offset: partition.next_offset.0,
+        reserved_end: reserved_end.0,
+    }
+}
+
+fn producers(mut from: PartitionId, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    for _ in 0..PARTITIONS_PER_STEP {
+        let Some(partition) = source.partitions.next_from(from) else {
+            return (Vec::new(), Cursor::Offsets { from: PartitionId(0), after: None });
+        };
+        from = PartitionId(partition.id.0 + 1);
+        let Some(table) = partition.producers.as_deref().filter(|table| !table.is_empty()) else { continue };
+        let producers = table.in_order_of_use().into_iter().map(|(producer_id, state)| ProducerPiece {
+            producer_id: producer_id.0,
+            epoch: state.epoch,
+            last_append_ms: state.last_append_ms,
+            batches: state
+                .stored()
+                .iter()
+                .map(|b| BatchPiece { first_sequence: b.first_sequence, last_sequence: b.last_sequence, base_offset: b.base_offset })
+                .collect(),
+        });
+        let record = StateRecord::Producers { partition: partition.id.0, producers: producers.collect() };
+        return (vec![record], Cursor::Producers { from });
+    }
+    (Vec::new(), Cursor::Producers { from })
+}
+
+fn offsets(mut from: PartitionId, mut after: Option<&str>, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    for _ in 0..PARTITIONS_PER_STEP {
+        let Some(partition) = source.partitions.next_from(from) else { return (Vec::new(), Cursor::Done) };
+        if partition.id != from {
+            after = None;
+        }
+        let (mut pieces, mut bytes) = (Vec::new(), 0);
+        for (consumer, committed) in partition.offsets.iter().flat_map(|offsets| offsets.logged_after(after)) {
+            if bytes >= PIECE_BYTES {
+                let last = pieces.last().map(|piece: &OffsetPiece| piece.consumer.as_str().into());
+                let record = StateRecord::ConsumerOffsets { partition: partition.id.0, offsets: pieces };
+                return (vec![record], Cursor::Offsets { from: partition.id, after: last });
+            }
+            bytes += 32 + consumer.len() + committed.metadata.len();
+            pieces.push(OffsetPiece {
+                consumer: consumer.to_owned(),
+                offset: committed.offset.0,
+                metadata: committed.metadata.to_string(),
+            });
+        }
+        from = PartitionId(partition.id.0 + 1);
+        after = None;
+        if !pieces.is_empty() {
+            return (
+                vec![StateRecord::ConsumerOffsets { partition: partition.id.0, offsets: pieces }],
+                Cursor::Offsets { from, after: None },
+            );
+        }
+    }
+    (Vec::new(), Cursor::Offsets { from, after: None })
+}

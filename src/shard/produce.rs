@@ -1,0 +1,179 @@
+//! Appending a batch: look up, judge, append, remember who waits for which commit group.
+
+use ringmain_wire::control::Durability;
+use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId};
+
+use super::partition::{NONE, RESERVED_AHEAD};
+use super::producer_state::{Batch, ProducerTable, Verdict};
+use super::state_record::StateRecord;
+use super::{ACKS_MAX, Busy, Deferred, Shard};
+use crate::log::{Append, AppendError};
+use crate::request::{Failure, Now, Origin};
+
+impl Shard {
+    /// Appends a batch whose body checksum the frontend has verified.
+    ///
+    /// The way of a batch without idempotence allocates and hashes nothing.
+    pub(super) fn produce(&mut self, origin: Origin, frame: &Frame<'_>, now: Now) -> Result<(), Busy> {
+        let header = &frame.header.producer;
+        let id = PartitionId(header.partition);
+        if self.fault.is_some() || self.stopping {
+            let failure = self.refusal().unwrap_or(ErrorCode::Internal.into());
+            self.fail(origin, failure);
+            return Ok(());
+        }
+        let Some(partition) = self.partitions.get(id) else {
+            self.fail(origin, ErrorCode::UnknownPartition.into());
+            return Ok(());
+        };
+        if frame.bytes().len() > partition.config.max_message_bytes as usize {
+            let message = format!(
+                "a batch of {} bytes; max.message.bytes of the topic is {}",
+                frame.bytes().len(),
+                partition.config.max_message_bytes
+            );
+            self.fail(origin, Failure::new(ErrorCode::MessageTooLarge, message));
+            return Ok(());
+        }
+        if self.acks_waiting() >= ACKS_MAX {
+            return Err(Busy);
+        }
+        let mut idempotent = None;
+        if header.producer_id > ProducerId::NONE.0 {
+            let batch = Batch {
+                producer_id: ProducerId(header.producer_id),
+                epoch: header.producer_epoch,
+                first_sequence: header.sequence,
+                record_count: header.record_count,
+            };
+            match self.judge(id, batch, now) {
+                Ok(Verdict::Accept) => idempotent = Some(batch),
+                Ok(Verdict::Duplicate(base_offset)) => {
+                    self.acknowledge_duplicate(origin, id, base_offset, header.record_count, now);
+                    return Ok(());
+                }
+                Err(code) => {
+                    self.fail(origin, code.into());
+                    return Ok(());
+                }
+            }
+        }
+        self.append(origin, id, frame, idempotent, now)
+    }
+
+    fn append(&mut self, origin: Origin, id: PartitionId, frame: &Frame<'_>, idempotent: Option<Batch>, now: Now) -> Result<(), Busy> {
+        let record_count = frame.header.producer.record_count;
+        let next_offset = self.partitions.get(id).map_or(Offset(0), |partition| partition.next_offset);
+        let end = next_offset.plus(u64::from(record_count));
+        if self.partitions.get(id).is_some_and(|partition| end > partition.reserve_at)
+            && let Err(error) = self.reserve_offsets(id, end, now)
+        {
+            return self.append_failed(origin, error);
+        }
+        let Some(partition) = self.partitions.get_mut(id) else { return Ok(()) };
+        let appended = self.log.append(Append {
+            bytes: frame.bytes(),
+            partition: id,
+            base_offset: next_offset,
+            record_count,
+            largest_timestamp_ms: frame.largest_timestamp_ms(),
+            append_time_ms: now.wall_ms,
+            durability: partition.config.durability,
+        });
+        let appended = match appended {
+            Ok(appended) => appended,
+            Err(error) => return self.append_failed(origin, error),
+        };
+        let sequence = appended.sequence;
+        self.last_sequence = sequence;
+        partition.next_offset = end;
+        partition.appended_bytes += frame.padded_bytes() as u64;
+        self.counters.frames_in += 1;
+        self.counters.records_in += u64::from(record_count);
+        self.counters.bytes_in += frame.bytes().len() as u64;
+        let is_reserved = end <= partition.reserved_end;
+        match partition.config.durability {
+            Durability::Memory if is_reserved => {
+                partition.high_watermark = partition.high_watermark.max(end);
+                self.acks_now.push(0, now.wall_ms, origin, next_offset, false);
+                if partition.waiting != NONE {
+                    self.woken.push(id);
+                }
+            }
+            Durability::Written if is_reserved => {
+                self.acks_on_write.push(sequence, now.wall_ms, origin, next_offset, false);
+                self.advances_on_write.push(sequence, id, end);
+            }
+            // Not durably reserved yet: what `memory` needs is the reservation alone, …
+            Durability::Memory => {
+                let sequence = partition.reserved_sequence;
+                self.acks_on_flush.push(sequence, now.wall_ms, origin, next_offset, false);
+                self.advances_on_flush.push(sequence, id, end);
+            }
+            // … and it lies before this frame in the log, so a flush of the frame covers both.
+            Durability::Durable | Durability::Written => {
+                self.acks_on_flush.push(sequence, now.wall_ms, origin, next_offset, false);
+                self.advances_on_flush.push(sequence, id, end);
+            }
+        }
+        if let Some(batch) = idempotent {
+            self.remember(id, batch, next_offset, now);
+        }
+        if !self.woken.is_empty() {
+            self.wake(now);
+        }
+        Ok(())
+    }
+
+    fn judge(&self, id: PartitionId, batch: Batch, now: Now) -> Result<Verdict, ErrorCode> {
+        let nobody = ProducerTable::default();
+        let table = self.partitions.get(id).and_then(|partition| partition.producers.as_deref()).unwrap_or(&nobody);
+        let verdict = table.judge(batch, now.wall_ms)?;
+        // Nobody to evict in this partition, and the shard remembers as many as it may.
+        if table.is_empty() && self.counters.producers >= self.config.producers_max as u64 {
+            return Err(ErrorCode::Overloaded);
+        }
+        Ok(verdict)
+    }
+
+    fn remember(&mut self, id: PartitionId, batch: Batch, base_offset: Offset, now: Now) {
+        let Some(partition) = self.partitions.get_mut(id) else { return };
+        let table = partition.producers.get_or_insert_default();
+        let before = table.len();
+        let shard_is_full = self.counters.producers >= self.config.producers_max as u64;
+        let limit =
+            if shard_is_full { before.clamp(1, self.config.producers_per_partition_max) } else { self.config.producers_per_partition_max };
+        table.record(batch, base_offset, now.wall_ms, limit);
+        self.counters.producers = self.counters.producers + table.len() as u64 - before as u64;
+    }
+
+    /// The original may still be on its way to the disk: then its duplicate waits as long.
+    fn acknowledge_duplicate(&mut self, origin: Origin, id: PartitionId, base_offset: Offset, record_count: u32, now: Now) {
+        self.counters.duplicates += 1;
+        let readable = self.partitions.get(id).map_or(Offset(0), |partition| partition.high_watermark);
+        if base_offset.plus(u64::from(record_count)) <= readable {
+            self.acks_now.push(0, now.wall_ms, origin, base_offset, true);
+        } else {
+            // The group of the last append: the original's own, or a later one.
+            self.acks_on_flush.push(self.last_sequence, now.wall_ms, origin, base_offset, true);
+        }
+    }
+
+    /// Logs that offsets up to beyond `end` may be used. While the last reservation lasts, a failure can wait.
+    fn reserve_offsets(&mut self, id: PartitionId, end: Offset, now: Now) -> Result<(), AppendError> {
+        let reserved_end = end.plus(RESERVED_AHEAD);
+        let record = StateRecord::Reserved { partition: id.0, end: reserved_end.0 };
+        let logged = self.log_state(&record, Some(Deferred::Reserved { partition: id, end: reserved_end }), now);
+        let Some(partition) = self.partitions.get_mut(id) else { return Ok(()) };
+        match logged {
+            Ok(sequence) => {
+                partition.reserved_end_logged = reserved_end;
+                partition.reserved_sequence = sequence;
+                partition.plan_reservation();
+                Ok(())
+            }
+            Err(_) if end <= partition.reserved_end => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}

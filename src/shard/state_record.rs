@@ -1,0 +1,181 @@
+//! What a shard writes into its own log, as bodies of state frames: `[version u16][0 u16][archive]`.
+//!
+//! Old versions stay readable for ever: a new layout gets a new number, and the old types stay, frozen.
+
+use ringmain_wire::control::{PartitionPlace, TopicConfig};
+use rkyv::rancor::{Error, Failure};
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::catalog::CatalogChange;
+
+/// Version of the layouts in this module.
+pub const STATE_VERSION: u16 = 1;
+const PREFIX_BYTES: usize = 4;
+
+/// One record. Until a checkpoint begins they are deltas; its pieces are whole entities and override.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum StateRecord {
+    /// Shard 0: a change of topics.
+    Catalog(CatalogChange),
+    /// No offset at or above `end` has named anything yet; 0 = the reservation is void.
+    Reserved {
+        /// Which.
+        partition: u32,
+        /// First offset that isn't reserved.
+        end: u64,
+    },
+    /// Shard 0: producer ids below this may have been given away.
+    ProducerIds {
+        /// First id that certainly hasn't.
+        end: i64,
+    },
+    /// Everything below is dead.
+    LogStart {
+        /// Which.
+        partition: u32,
+        /// First offset that stays.
+        offset: u64,
+    },
+    /// Where a consumer is.
+    ConsumerOffset {
+        /// Which.
+        partition: u32,
+        /// The consumer's entry.
+        offset: OffsetPiece,
+    },
+    /// Checkpoint, shard 0: numbers used so far.
+    CatalogNumbers {
+        /// Topic numbers below are used.
+        next_topic: u32,
+        /// Partition numbers below are used.
+        next_partition: u32,
+    },
+    /// Checkpoint, shard 0: topics or parts of them.
+    Topics(Vec<TopicPiece>),
+    /// Checkpoint: partitions.
+    Partitions(Vec<PartitionPiece>),
+    /// Checkpoint: all producers of one partition, least recently used first.
+    Producers {
+        /// Which.
+        partition: u32,
+        /// Its producers.
+        producers: Vec<ProducerPiece>,
+    },
+    /// Checkpoint: some consumers of one partition.
+    ConsumerOffsets {
+        /// Which.
+        partition: u32,
+        /// Its consumers.
+        offsets: Vec<OffsetPiece>,
+    },
+}
+
+/// Part of a topic.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct TopicPiece {
+    /// Its number.
+    pub topic: u32,
+    /// Its name.
+    pub name: String,
+    /// Its settings.
+    pub config: TopicConfig,
+    /// Index of the first partition in `partitions`.
+    pub first_index: u32,
+    /// In order of index.
+    pub partitions: Vec<PartitionPlace>,
+}
+
+/// A partition.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionPiece {
+    /// Which.
+    pub partition: u32,
+    /// First offset still stored.
+    pub log_start: u64,
+    /// Offset of the next record.
+    pub next_offset: u64,
+    /// As in [`StateRecord::Reserved`].
+    pub reserved_end: u64,
+}
+
+/// An idempotent producer in one partition.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct ProducerPiece {
+    /// Its id.
+    pub producer_id: i64,
+    /// Newest epoch.
+    pub epoch: u16,
+    /// Time of its last batch, ms since the Unix epoch.
+    pub last_append_ms: i64,
+    /// Last batches, oldest first.
+    pub batches: Vec<BatchPiece>,
+}
+
+/// A batch of an idempotent producer.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchPiece {
+    /// Sequence of the first record.
+    pub first_sequence: i32,
+    /// Sequence of the last record.
+    pub last_sequence: i32,
+    /// Offset of the first record.
+    pub base_offset: u64,
+}
+
+/// Where a consumer is.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct OffsetPiece {
+    /// Its name.
+    pub consumer: String,
+    /// The next offset it wants.
+    pub offset: u64,
+    /// As sent.
+    pub metadata: String,
+}
+
+/// Why a state record can't be read: the log says more than this build understands, or it is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateError {
+    /// Shorter than its version.
+    Truncated,
+    /// Written by a newer build.
+    UnknownVersion { got: u16 },
+    /// The archive's bytes are inconsistent.
+    Malformed,
+}
+
+impl std::fmt::Display for StateError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StateError::Truncated => f.write_str("state record cut short"),
+            StateError::UnknownVersion { got } => {
+                write!(f, "state record of version {got}; this build reads up to {STATE_VERSION}: start a newer build")
+            }
+            StateError::Malformed => f.write_str("state record with inconsistent bytes"),
+        }
+    }
+}
+
+impl std::error::Error for StateError {}
+
+impl StateRecord {
+    /// The body of its state frame.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Serialising owned data into memory has no error but exhausted memory.
+        let archive = rkyv::to_bytes::<Error>(self).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(PREFIX_BYTES + archive.len());
+        bytes.extend_from_slice(&u32::from(STATE_VERSION).to_le_bytes());
+        bytes.extend_from_slice(&archive);
+        bytes
+    }
+
+    /// Reads the body of a state frame.
+    pub fn read(bytes: &[u8]) -> Result<StateRecord, StateError> {
+        let (prefix, archive) = bytes.split_at_checked(PREFIX_BYTES).ok_or(StateError::Truncated)?;
+        let version = u16::from_le_bytes([prefix[0], prefix[1]]);
+        if version != STATE_VERSION {
+            return Err(StateError::UnknownVersion { got: version });
+        }
+        rkyv::from_bytes::<StateRecord, Failure>(archive).map_err(|_| StateError::Malformed)
+    }
+}

@@ -1,0 +1,130 @@
+//! Topics come and go: shard 0 decides and logs, every shard applies what is durable.
+
+use ringmain_wire::control::{AlterTopic, CreateTopic, Durability, PartitionPlace};
+use ringmain_wire::{ErrorCode, Offset, PartitionId};
+
+use super::catalog::{Catalog, CatalogChange, CatalogLimits, partition_config};
+use super::partition::{NONE, Partition};
+use super::state_record::StateRecord;
+use super::{Busy, DEFERRED_MAX, Deferred, Shard};
+use crate::request::{Failure, Now, Origin, PartitionConfig, Reply};
+
+impl Shard {
+    /// Once at start, when all shards are open: makes this shard's partitions those of the catalog.
+    pub fn set_catalog(&mut self, catalog: &Catalog, _now: Now) {
+        for id in self.partitions.ids() {
+            if catalog.partition(id).is_none_or(|entry| entry.shard != self.config.shard) {
+                self.drop_partition(id);
+            }
+        }
+        for topic in catalog.topics() {
+            self.configure(&topic.partitions, partition_config(&topic.config));
+        }
+        // Of what was deleted before the last checkpoint only the log still knows: dead space.
+        let (_, next_partition) = catalog.next_numbers();
+        for id in (1..next_partition).map(PartitionId) {
+            if self.log.partition_bytes(id) > 0 && self.partitions.get(id).is_none() {
+                self.log.drop_partition(id);
+            }
+        }
+    }
+
+    /// A change that is durable. On every shard, in order.
+    pub fn apply_catalog(&mut self, change: &CatalogChange, _now: Now) {
+        match change {
+            CatalogChange::TopicCreated { config, partitions, .. } | CatalogChange::TopicAltered { config, partitions, .. } => {
+                self.configure(partitions, partition_config(config));
+            }
+            CatalogChange::TopicDeleted { partitions, .. } => {
+                let shard = self.config.shard.0;
+                for place in partitions.iter().filter(|place| place.shard == shard) {
+                    self.drop_partition(PartitionId(place.partition));
+                }
+            }
+        }
+    }
+
+    /// Shard 0: every core and shard has the change: whoever asked for it gets the answer.
+    pub fn catalog_acknowledged(&mut self, change_id: u64) {
+        if let Some((origin, answer)) = self.catalog_pending.remove(&change_id) {
+            self.reply(origin, answer);
+        }
+    }
+
+    pub(super) fn create_topic(&mut self, origin: Origin, create: &CreateTopic, now: Now) -> Result<(), Busy> {
+        let decided = self.catalog.decide_create(create, self.catalog_limits());
+        self.change_catalog(origin, decided, now)
+    }
+
+    pub(super) fn alter_topic(&mut self, origin: Origin, alter: &AlterTopic, now: Now) -> Result<(), Busy> {
+        let decided = self.catalog.decide_alter(alter, self.catalog_limits());
+        self.change_catalog(origin, decided, now)
+    }
+
+    pub(super) fn delete_topic(&mut self, origin: Origin, name: &str, now: Now) -> Result<(), Busy> {
+        let decided = self.catalog.decide_delete(name);
+        self.change_catalog(origin, decided, now)
+    }
+
+    fn catalog_limits(&self) -> CatalogLimits {
+        CatalogLimits { partitions_max: self.config.partitions_max, shard_count: self.config.shard_count }
+    }
+
+    /// Logs a decided change. Later decisions build on it at once; everybody else sees it when it is durable.
+    fn change_catalog(&mut self, origin: Origin, decided: Result<CatalogChange, Failure>, now: Now) -> Result<(), Busy> {
+        let refusal =
+            if self.config.is_catalog { self.refusal() } else { Some(Failure::new(ErrorCode::Internal, "topics are changed on shard 0")) };
+        let change = match refusal.map_or(decided, Err) {
+            Ok(change) => change,
+            Err(failure) => {
+                self.fail(origin, failure);
+                return Ok(());
+            }
+        };
+        if self.deferred.len() >= DEFERRED_MAX {
+            return Err(Busy);
+        }
+        let record = StateRecord::Catalog(change);
+        let sequence = match self.log_state(&record, None, now) {
+            Ok(sequence) => sequence,
+            Err(error) => return self.append_failed(origin, error),
+        };
+        let StateRecord::Catalog(change) = record else { return Ok(()) };
+        self.catalog.apply(&change);
+        let answer = match self.catalog.topic_by_id(change.topic()) {
+            Some(topic) => Reply::Topic(Box::new(topic.info())),
+            None => Reply::Deleted,
+        };
+        self.deferred.push_back((sequence, Deferred::Catalog { origin, change, answer }));
+        Ok(())
+    }
+
+    /// Creates or reconfigures those of `places` that belong to this shard.
+    fn configure(&mut self, places: &[PartitionPlace], config: PartitionConfig) {
+        let shard = self.config.shard.0;
+        for place in places.iter().filter(|place| place.shard == shard) {
+            let id = PartitionId(place.partition);
+            let Some(partition) = self.partitions.get_mut(id) else {
+                self.partitions.insert(Partition::new(id, config));
+                continue;
+            };
+            partition.config = config;
+            partition.plan_reservation();
+            if config.durability == Durability::Durable && partition.reserved_end_logged > Offset(0) {
+                self.background.void_reservation(id);
+            }
+        }
+    }
+
+    fn drop_partition(&mut self, id: PartitionId) {
+        while let Some(index) = self.partitions.get(id).map(|partition| partition.waiting).filter(|index| *index != NONE) {
+            if let Some(wait) = self.take_wait(index) {
+                self.fail(wait.origin, ErrorCode::UnknownPartition.into());
+            }
+        }
+        let Some(partition) = self.partitions.remove(id) else { return };
+        self.counters.producers -= partition.producers.map_or(0, |table| table.len() as u64);
+        self.charge_offsets(-(partition.offsets.map_or(0, |offsets| offsets.charged_bytes() as isize)));
+        self.log.drop_partition(id);
+    }
+}
