@@ -367,14 +367,14 @@ impl World {
 
     /// Goes on in fair weather until the run has seen what every run must see.
     fn fill_quota(&mut self) -> Outcome<()> {
-        if self.fenced {
-            self.crash();
-            self.recover(true)?;
-        }
         self.disk.set_options(|options| {
             *options = SimOptions { completion: options.completion, in_order: options.in_order, ..SimOptions::default() };
         });
-        self.weather = Weather::Fair;
+        if self.weather != Weather::Fair {
+            self.crash();
+            self.weather = Weather::Fair;
+            self.recover(true)?;
+        }
         self.config.clean_mixed_after_ms = 20;
         for _ in 0..4_000 {
             let counters = self.log().counters().clone();

@@ -16,7 +16,7 @@ use super::format::{
     DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, FORMAT_VERSION, LogPoint, Run, SEAL_MAGIC, SEGMENT_MAGIC, SealBlock, SegmentHeader,
     SegmentKind, block_up, seed,
 };
-use super::index::{Footer, RunIndex};
+use super::index::{Footer, Place, RunIndex};
 use super::segment::{Segment, State};
 use super::{Log, Pending, Stop};
 
@@ -176,7 +176,8 @@ impl Log {
             let Some(footer) = self.footers.get(source) else { return self.read_footer(source) };
             for entry in &footer.directory {
                 let Some(places) = self.partitions.get(entry.partition as usize) else { continue };
-                if places.places.iter().any(|p| p.segment == source && p.base_offset == entry.base_offset) {
+                let within = |p: &Place| p.segment == source && p.base_offset < entry.end_offset && entry.base_offset < p.end_offset;
+                if places.places.iter().any(within) {
                     let alive = footer.runs_of_entry(entry).iter().filter(|run| run.end_offset() > places.start_offset);
                     job.runs.extend(alive.map(|run| (entry.partition, source, *run)));
                 }
