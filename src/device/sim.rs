@@ -12,7 +12,7 @@
 //!
 //! A durable write makes its own bytes stable and nobody else's; a flush makes stable what had completed
 //! before it was submitted. After a failed write or flush the bytes concerned can be read until a crash and
-//! no later flush saves them, as on Linux. Which operations finish in one `poll`, and in which order, is drawn
+//! no later flush saves them, as on Linux; the next process sees what the device really holds of them. Which operations finish in one `poll`, and in which order, is drawn
 //! from the seed; so is everything else: one seed, one history.
 //!
 //! Mistakes of the caller (an unaligned position, a write beyond the written end, two writes in flight over
@@ -310,6 +310,12 @@ impl SimDisk {
         state.cut_at = Some(state.operations + count.max(1));
     }
 
+    /// Nothing is volatile or in flight: a power cut would change nothing.
+    pub fn is_stable(&self) -> bool {
+        let state = self.state.borrow();
+        state.pending.is_empty() && state.adrift.is_empty() && state.files.values().all(|file| file.volatile.is_empty())
+    }
+
     /// Whether the cut has happened.
     pub fn is_cut(&self) -> bool {
         self.state.borrow().cut
@@ -329,6 +335,7 @@ impl SimDisk {
     pub fn process_crash(&self) {
         let mut state = self.state.borrow_mut();
         state.abandon_pending();
+        state.resolve_doomed();
         state.restart();
     }
 
@@ -1008,6 +1015,20 @@ impl State {
                     }
                 }
                 other => self.happen(other),
+            }
+        }
+    }
+
+    /// What no flush would have saved shows its true state, and is ordinary from here on.
+    fn resolve_doomed(&mut self) {
+        let State { files, rng, counters, .. } = self;
+        for file in files.values_mut() {
+            for write in mem::take(&mut file.volatile) {
+                if write.doomed {
+                    resolve(file, write.position, &write.data, Temper::Mixed, rng, counters);
+                } else {
+                    file.volatile.push(write);
+                }
             }
         }
     }

@@ -16,7 +16,7 @@ use super::format::{
     DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, FORMAT_VERSION, LogPoint, Run, SEAL_MAGIC, SEGMENT_MAGIC, SealBlock, SegmentHeader,
     SegmentKind, block_up, seed,
 };
-use super::index::{Footer, RunIndex};
+use super::index::{Footer, Place, RunIndex};
 use super::segment::{Segment, State};
 use super::{Log, Pending, Stop};
 
@@ -130,7 +130,7 @@ impl Log {
             s.is_sealed()
                 && !s.damaged
                 && s.live_bytes > 0
-                && (s.kind == SegmentKind::Store || s.number < self.checkpoint.segment)
+                && (s.kind == SegmentKind::Store || s.number < self.anchored.segment)
                 && !self.swaps.iter().any(|swap| swap.sources.contains(&s.number))
         };
         // What one segment held, one store holds: frames lie closer there. More must leave room for a footer.
@@ -176,8 +176,9 @@ impl Log {
             let Some(footer) = self.footers.get(source) else { return self.read_footer(source) };
             for entry in &footer.directory {
                 let Some(places) = self.partitions.get(entry.partition as usize) else { continue };
-                if places.places.iter().any(|p| p.segment == source) {
-                    let alive = footer.runs_of(PartitionId(entry.partition)).iter().filter(|run| run.end_offset() > places.start_offset);
+                let within = |p: &Place| p.segment == source && p.base_offset < entry.end_offset && entry.base_offset < p.end_offset;
+                if places.places.iter().any(within) {
+                    let alive = footer.runs_of_entry(entry).iter().filter(|run| run.end_offset() > places.start_offset);
                     job.runs.extend(alive.map(|run| (entry.partition, source, *run)));
                 }
             }
@@ -185,8 +186,8 @@ impl Log {
         }
         let runs = job.runs.make_contiguous();
         runs.sort_unstable_by_key(|(partition, _, run)| (*partition, run.base_offset));
-        let partitions = runs.chunk_by(|a, b| a.0 == b.0).count();
-        let footer_bytes = runs.len() * super::format::RUN_BYTES + partitions * DIRECTORY_ENTRY_BYTES;
+        let stretches = runs.chunk_by(|a, b| a.0 == b.0 && a.2.end_offset() == b.2.base_offset).count();
+        let footer_bytes = runs.len() * super::format::RUN_BYTES + stretches * DIRECTORY_ENTRY_BYTES;
         let blocks = |bytes: u64| bytes.next_multiple_of(BLOCK_BYTES as u64);
         job.total_bytes =
             blocks(u64::from(DATA_START) + runs.iter().map(|(_, _, run)| u64::from(run.len)).sum::<u64>()) + blocks(footer_bytes as u64);

@@ -262,7 +262,9 @@ enum Pending {
     /// More written blocks for the active segment or the next one.
     Extend { file: FileId },
     /// Part of a footer, or the seal block, of a segment.
-    Seal { segment: u64 },
+    Seal { segment: u64, point: LogPoint },
+    /// Where the checkpoint is, in the active segment.
+    Note { point: LogPoint },
     /// One device read of a cold read.
     Read { ticket: u64, part: usize },
     /// A footer.
@@ -303,6 +305,12 @@ pub struct Log {
     reads: Reads,
     cleaner: Cleaner,
     checkpoint: LogPoint,
+    /// The newest checkpoint that recovery is sure to find.
+    anchored: LogPoint,
+    /// Segment whose block 1 is being written to say where the checkpoint is.
+    note: Option<u64>,
+    /// First sequence in the active segment.
+    active_first_sequence: u64,
     checkpoint_begun: LogPoint,
     /// Begin of a checkpoint whose end was appended, and the sequence of that end.
     checkpoint_ending: Option<(LogPoint, u64)>,
@@ -412,8 +420,9 @@ impl Log {
         self.pump_mark();
         self.pump_segments();
         self.apply_swaps(self.flushed());
-        self.pump_seals();
+        // A checkpoint just complete travels with the next seal block.
         self.pump_checkpoint();
+        self.pump_seals();
         self.pump_reads();
         self.pump_cleaner();
         self.pump_stop();
@@ -431,7 +440,8 @@ impl Log {
             (Pending::Flush { entry }, Outcome::Flushed(result)) => self.flush_done(entry, result),
             (Pending::Acquire, Outcome::Acquired(result)) => self.acquired(result),
             (Pending::Extend { file }, Outcome::Extended(result)) => self.extended(file, result),
-            (Pending::Seal { segment }, Outcome::Written(result)) => self.seal_written(segment, result),
+            (Pending::Seal { segment, point }, Outcome::Written(result)) => self.seal_written(segment, point, result),
+            (Pending::Note { point }, Outcome::Written(result)) => self.note_written(point, result),
             (Pending::Read { ticket, part }, Outcome::Read(result)) => self.read_done(ticket, part, result),
             (Pending::Footer { segment }, Outcome::Read(result)) => self.footer_read(segment, result),
             (Pending::Clean, outcome) => self.cleaner_done(outcome),

@@ -109,6 +109,8 @@ pub(super) struct Found {
     pub file: SegmentFile,
     pub header: SegmentHeader,
     pub seal: Option<SealBlock>,
+    /// Where it says the last checkpoint is.
+    pub checkpoint: LogPoint,
 }
 
 /// A group whose checksums hold.
@@ -213,8 +215,9 @@ pub(super) fn find(
         if let Some(header) = SegmentHeader::read(&buffer[..BLOCK_BYTES])
             && header.shard == shard.0
         {
-            let seal = SealBlock::read(&buffer[BLOCK_BYTES..], seed(header.salt), header.number);
-            found.push(Found { file, header, seal });
+            let block = SealBlock::read(&buffer[BLOCK_BYTES..], seed(header.salt), header.number);
+            let checkpoint = block.map(|b| b.checkpoint).filter(|c| c.sequence > header.checkpoint.sequence).unwrap_or(header.checkpoint);
+            found.push(Found { file, header, seal: block.filter(|b| !b.is_note()), checkpoint });
         }
     }
     found.sort_by_key(|f| f.header.number);
@@ -268,8 +271,7 @@ pub(super) fn survey(
     let dead = dead_numbers(&found);
     let log_segments: Vec<Found> =
         found.iter().copied().filter(|f| f.header.segment_kind() == SegmentKind::Log && !dead.contains(&f.header.number)).collect();
-    let pointers = found.iter().flat_map(|f| [Some(f.header.checkpoint), f.seal.map(|s| s.checkpoint)]).flatten();
-    let checkpoint = pointers.filter(|p| p.segment > 0).max_by_key(|p| p.sequence).unwrap_or_default();
+    let checkpoint = found.iter().map(|f| f.checkpoint).filter(|p| p.segment > 0).max_by_key(|p| p.sequence).unwrap_or_default();
     let newest_epoch = found.iter().map(|f| f.header.epoch).max().unwrap_or(0);
 
     let mut scan = Scan {
@@ -289,6 +291,10 @@ pub(super) fn survey(
         return Err(OpenError::MissingSegment { number: checkpoint.segment });
     }
     let chain: Vec<Found> = log_segments.iter().copied().filter(|f| f.header.number >= checkpoint.segment).collect();
+    // What a dead process wrote may be in the device's cache only: readable now, and gone with the next power cut.
+    for segment in &chain {
+        volume.flush(segment.file.file)?;
+    }
     for (at, segment) in chain.iter().enumerate() {
         scan.segment(volume, segment, &chain[at + 1..], checkpoint, replay)?;
         if scan.cut {
@@ -358,6 +364,9 @@ impl Log {
             reads: Default::default(),
             cleaner: Default::default(),
             checkpoint,
+            anchored: checkpoint,
+            note: None,
+            active_first_sequence: 0,
             checkpoint_begun: LogPoint::default(),
             checkpoint_ending: None,
             swaps: VecDeque::new(),

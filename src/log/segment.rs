@@ -4,7 +4,7 @@ use ringmain_wire::{Offset, PartitionId};
 
 use crate::device::{BLOCK_BYTES, Fault, FileId, Operation, SegmentFile};
 
-use super::format::{EpochEnd, LogRecord, SealBlock, SegmentHeader, SegmentKind, block_up};
+use super::format::{EpochEnd, LogPoint, LogRecord, SealBlock, SegmentHeader, SegmentKind, block_up};
 use super::index::RunIndex;
 use super::{Log, LogEvent, Pending, Plant, Stop};
 
@@ -154,6 +154,7 @@ impl Log {
         };
         self.segments.insert(number, segment);
         self.active = number;
+        self.active_first_sequence = self.sequence + 1;
         self.position = super::format::DATA_START;
         if let Some(mut buffer) = buffer {
             buffer.copy_from_slice(&header.to_block());
@@ -198,6 +199,8 @@ impl Log {
         let (position, bytes) = if *written < footer.len() {
             let piece = &footer[*written..footer.len().min(*written + FOOTER_PIECE_BYTES)];
             (footer_position + *written as u32, piece.to_vec())
+        } else if self.note == Some(number) {
+            return;
         } else {
             let seal = SealBlock {
                 magic: super::format::SEAL_MAGIC,
@@ -236,12 +239,12 @@ impl Log {
         buffer[..bytes.len()].copy_from_slice(&bytes);
         *in_flight = true;
         self.submit(
-            Pending::Seal { segment: number },
+            Pending::Seal { segment: number, point: checkpoint },
             Operation::Write { file, position: u64::from(position), data: buffer.freeze(), durable: true },
         );
     }
 
-    pub(super) fn seal_written(&mut self, number: u64, result: Result<(), Fault>) {
+    pub(super) fn seal_written(&mut self, number: u64, point: LogPoint, result: Result<(), Fault>) {
         if let Err(fault) = result {
             return self.fence_off(fault);
         }
@@ -264,7 +267,7 @@ impl Log {
         if let Some(footer) = super::index::Footer::read(&footer, directory_count) {
             self.footers.insert(number, footer);
         }
-        self.retire_dead_segments();
+        self.checkpoint_anchored(point);
     }
 
     /// Asks for written blocks ahead of the writer, and for the next file in time.
@@ -402,7 +405,7 @@ impl Log {
         if self.fence.is_some() || self.stop != Stop::No {
             return;
         }
-        let dead = |s: &Segment| s.live_bytes == 0 && s.is_sealed() && (s.kind == SegmentKind::Store || s.number < self.checkpoint.segment);
+        let dead = |s: &Segment| s.live_bytes == 0 && s.is_sealed() && (s.kind == SegmentKind::Store || s.number < self.anchored.segment);
         let swapped = |number: u64| self.swaps.iter().any(|swap| swap.sources.contains(&number));
         let sources: Vec<u64> =
             self.segments.values().filter(|s| dead(s) && !swapped(s.number) && !self.cleaner.uses(s.number)).map(|s| s.number).collect();
@@ -433,7 +436,9 @@ impl Log {
             let moved = swap.stores.iter().flat_map(|(_, footer)| footer.directory.iter().map(|entry| entry.partition as usize));
             for partition in moved {
                 for &source in &swap.sources {
-                    self.partitions.get_mut(partition).and_then(|places| places.remove_segment(source));
+                    if let Some(places) = self.partitions.get_mut(partition) {
+                        places.remove_segment(source);
+                    }
                 }
             }
             for &source in &swap.sources {
