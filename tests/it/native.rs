@@ -98,6 +98,20 @@ impl Wire {
         self.call(Op::Produce, frame).map(|body| ProduceReply::read(&body).unwrap()).map_err(|(code, _)| code)
     }
 
+    /// Everything that is readable: a single answer may hold less than there is.
+    fn fetch_all(&mut self, partition: PartitionId) -> Vec<Vec<u8>> {
+        let (mut values, mut offset) = (Vec::new(), 0);
+        loop {
+            let (head, more) = self.fetch(partition, offset, 1, 0).unwrap();
+            assert!(head.next_offset > offset || head.next_offset == head.high_watermark, "no progress: {head:?}");
+            values.extend(more);
+            offset = head.next_offset;
+            if offset >= head.high_watermark {
+                return values;
+            }
+        }
+    }
+
     fn fetch(
         &mut self,
         partition: PartitionId,
