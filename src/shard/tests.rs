@@ -922,7 +922,7 @@ fn catalog_refuses_what_breaks_its_rules() {
 #[test]
 fn catalog_spreads_partitions_and_never_uses_a_number_again() {
     let mut catalog = Catalog::default();
-    let mut apply = |catalog: &mut Catalog, change: Result<CatalogChange, Failure>| {
+    let apply = |catalog: &mut Catalog, change: Result<CatalogChange, Failure>| {
         let change = change.unwrap();
         catalog.apply(&change);
         catalog.apply(&change);
@@ -1164,7 +1164,8 @@ fn busy_consumes_nothing() {
     let mut rig = Rig::with_topic(Durability::Durable);
     rig.disk.stall(true);
     let value = "x".repeat(8 << 10);
-    let bytes = idempotent(1, 9, 0, 0, 1);
+    let identity = Identity { producer_id: ProducerId(9), sequence: 0, ..Identity::plain(PartitionId(1)) };
+    let bytes = batch_of(identity, &[&value]);
     let mut sent = 0;
     loop {
         let origin = rig.origin(1);
@@ -1189,6 +1190,8 @@ fn busy_consumes_nothing() {
 #[test]
 fn stop_acknowledges_what_was_appended_and_refuses_the_rest() {
     let mut rig = Rig::with_topic(Durability::Durable);
+    rig.settle();
+    let before = rig.shard.counters().checkpoints;
     let waiting = rig.send_fetch(long_fetch(1, 0, 1, 60_000));
     let last = rig.send_batch(&batch(1, &["last"]));
     rig.shard.stop(rig.now);
@@ -1198,9 +1201,8 @@ fn stop_acknowledges_what_was_appended_and_refuses_the_rest() {
     assert_eq!(failure(&rig.commit("c", 1, 1)), ErrorCode::ShuttingDown);
     assert_eq!(failure(&rig.ask(&Request::CreateTopic(create("u", 1)))), ErrorCode::ShuttingDown);
     assert_eq!(produced(&rig.answer(last)), (0, false));
-    assert!(!rig.shard.is_stopped() || rig.shard.counters().checkpoints > 0);
     rig.turns_until(|rig| rig.shard.is_stopped());
-    assert_eq!(rig.shard.counters().checkpoints, 1);
+    assert_eq!(rig.shard.counters().checkpoints, before + 1);
     let expected = rig.summary();
     let mut rig = rig.power_cut();
     assert!(rig.was_clean);
@@ -1429,7 +1431,7 @@ fn state_records_keep_their_bytes() {
 }
 
 /// Length and CRC32C of the records above, one after the other.
-const STATE_RECORDS_V1: (usize, u32) = (0, 0);
+const STATE_RECORDS_V1: (usize, u32) = (807, 2_855_687_267);
 
 #[test]
 fn state_record_of_a_newer_build_stops_the_start() {
@@ -1573,7 +1575,7 @@ fn after_crash(mut summary: Summary) -> Summary {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 5, ..ProptestConfig::default() })]
 
     /// Whatever a shard did, checkpoints in the middle included: the next start comes to the same state from
     /// the log alone, and so does the one after it.
