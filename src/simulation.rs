@@ -250,7 +250,11 @@ impl World {
         };
         let segment_bytes = 64 << (10 + rng.below(3));
         let chunk_bytes = 16 << (10 + rng.below(3));
+        let step_bytes = 16 << (10 + rng.below(5));
         let config = LogConfig {
+            acquire_bytes: step_bytes,
+            ahead_bytes: step_bytes * (1 + rng.below(4)),
+            extend_step_bytes: step_bytes,
             chunk_bytes,
             commits_in_flight_max: 2 + rng.index(3),
             tail_cache_bytes: chunk_bytes as usize * (4 + rng.index(4)),
@@ -480,12 +484,18 @@ impl World {
             log.complete(completion, now);
         }
         self.take_events()?;
-        self.released.pop().map_or(Ok(()), |file| self.do_without(file))
+        while let Some(file) = self.released.pop() {
+            self.do_without(file)?;
+        }
+        Ok(())
     }
 
     /// A file that was given back isn't needed, even if the power fails now and somebody has overwritten it.
     fn do_without(&mut self, file: FileId) -> Outcome<()> {
         if self.disk.is_cut() || self.fenced {
+            return Ok(());
+        }
+        if self.weather == Weather::Lies {
             return Ok(());
         }
         let mut copy = self.disk.fork();
@@ -495,7 +505,8 @@ impl World {
         let Some((log, ..)) = self.open_on(copy).map_err(|wrong| format!("{file} was released, and overwritten: {wrong}"))? else {
             return Err("the disk refuses in fair weather".to_owned());
         };
-        self.require(log.flushed() >= self.flushed, "nothing acknowledged lives in a released file")?;
+        let found = log.flushed();
+        self.require(found >= self.flushed, &format!("nothing acknowledged lives in {file}, which was released (without it: {found})"))?;
         self.summary.releases_checked += 1;
         Ok(())
     }

@@ -472,7 +472,7 @@ impl Log {
         let own_free = found.iter().filter(|f| !live.contains(&f.header.number)).map(|f| f.file).max_by_key(|f| f.written_bytes);
         let file = match own_free {
             Some(file) => file,
-            None => volume.create((8 << 20).min(u64::from(self.config.segment_bytes)))?,
+            None => volume.create(self.config.acquire_bytes.min(u64::from(self.config.segment_bytes)))?,
         };
         let previous =
             EpochEnd { epoch: newest_epoch, segment: good.segment, position: good.position, sequence: good.sequence, group_crc: good.crc };
