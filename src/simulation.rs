@@ -23,7 +23,7 @@ use ringmain_wire::frame::{self, Format, HEADER_BYTES, Identity, frames};
 use ringmain_wire::{Offset, PartitionId, ShardId};
 
 use crate::device::sim::{Rng, SimDisk, SimOptions};
-use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, FileId, Slice, Volume};
+use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, FileId, Operation, Slice, Volume};
 use crate::log::format::{CommitHeader, SegmentHeader, seed as crc_seed};
 use crate::log::{Append, AppendError, Located, LocatedTime, Log, LogConfig, LogEvent, OpenError, Plant, ReadError, RecoveryReport};
 use crate::request::{Extent, Now};
@@ -120,6 +120,8 @@ summary! {
     segments_released,
     /// Segments rewritten.
     segments_cleaned,
+    /// Files given back whose content was destroyed on a copy of the disk, without loss.
+    releases_checked,
     /// Files used again with old content.
     files_recycled,
     /// Checkpoints completed.
@@ -229,6 +231,8 @@ struct World {
     footers_failed: u64,
     leases: Vec<ReadUnderWay>,
     completions: Vec<Completion>,
+    /// Files just given back, to be looked into.
+    released: Vec<FileId>,
     /// A bit has been flipped.
     rotten: bool,
 }
@@ -246,7 +250,11 @@ impl World {
         };
         let segment_bytes = 64 << (10 + rng.below(3));
         let chunk_bytes = 16 << (10 + rng.below(3));
+        let step_bytes = 16 << (10 + rng.below(5));
         let config = LogConfig {
+            acquire_bytes: step_bytes,
+            ahead_bytes: step_bytes * (1 + rng.below(4)),
+            extend_step_bytes: step_bytes,
             chunk_bytes,
             commits_in_flight_max: 2 + rng.index(3),
             tail_cache_bytes: chunk_bytes as usize * (4 + rng.index(4)),
@@ -263,7 +271,12 @@ impl World {
             plant,
             ..LogConfig::new(ShardId(rng.below(3) as u16), segment_bytes, 1 << 20)
         };
-        let options = SimOptions { completion: 200_000 + rng.below(700_000) as u32, in_order: rng.one_in(4), ..SimOptions::default() };
+        let options = SimOptions {
+            completion: 200_000 + rng.below(700_000) as u32,
+            in_order: rng.one_in(4),
+            laggard: if rng.one_in(3) { rng.below(60_000) as u32 } else { 0 },
+            ..SimOptions::default()
+        };
         let disk = SimDisk::new(rng.next_u64(), options);
         World {
             trace,
@@ -291,6 +304,7 @@ impl World {
             footers_failed: 0,
             leases: Vec::new(),
             completions: Vec::new(),
+            released: Vec::new(),
             rotten: false,
             rng,
         }
@@ -368,7 +382,8 @@ impl World {
     /// Goes on in fair weather until the run has seen what every run must see.
     fn fill_quota(&mut self) -> Outcome<()> {
         self.disk.set_options(|options| {
-            *options = SimOptions { completion: options.completion, in_order: options.in_order, ..SimOptions::default() };
+            let SimOptions { completion, in_order, laggard, .. } = *options;
+            *options = SimOptions { completion, in_order, laggard, ..SimOptions::default() };
         });
         if self.weather != Weather::Fair {
             self.crash();
@@ -449,11 +464,16 @@ impl World {
         let us = self.rng.below(400);
         self.pass_time(us);
         let now = self.now;
-        let World { log, disk, completions, rng, summary, .. } = self;
+        let World { log, disk, completions, rng, summary, released, .. } = self;
         let log = log.as_mut().expect("the log is open");
         log.pump(now);
         summary.groups_overlapped += u64::from(log.depth().1 > 1);
         while let Some((token, operation)) = log.poll_operation() {
+            if let Operation::Release { file } = operation
+                && rng.one_in(8)
+            {
+                released.push(file);
+            }
             disk.submit(token, operation);
         }
         if !rng.one_in(8) {
@@ -463,7 +483,32 @@ impl World {
         for completion in completions.drain(..) {
             log.complete(completion, now);
         }
-        self.take_events()
+        self.take_events()?;
+        while let Some(file) = self.released.pop() {
+            self.do_without(file)?;
+        }
+        Ok(())
+    }
+
+    /// A file that was given back isn't needed, even if the power fails now and somebody has overwritten it.
+    fn do_without(&mut self, file: FileId) -> Outcome<()> {
+        if self.disk.is_cut() || self.fenced {
+            return Ok(());
+        }
+        if self.weather == Weather::Lies {
+            return Ok(());
+        }
+        let mut copy = self.disk.fork();
+        copy.set_options(|options| *options = SimOptions::default());
+        copy.power_cut();
+        copy.write_durable(file, 0, &[0xa5; 2 * BLOCK_BYTES]).map_err(|error| error.to_string())?;
+        let Some((log, ..)) = self.open_on(copy).map_err(|wrong| format!("{file} was released, and overwritten: {wrong}"))? else {
+            return Err("the disk refuses in fair weather".to_owned());
+        };
+        let found = log.flushed();
+        self.require(found >= self.flushed, &format!("nothing acknowledged lives in {file}, which was released (without it: {found})"))?;
+        self.summary.releases_checked += 1;
+        Ok(())
     }
 
     fn take_events(&mut self) -> Outcome<()> {
@@ -664,6 +709,7 @@ impl World {
                 self.summary.disk_full += 1;
                 let deserved = matches!(self.weather, Weather::Full | Weather::Errors) || self.disk.is_cut();
                 self.require(deserved, "only a full disk refuses appends as full")?;
+                self.disk.stall(false);
                 if attempt == 0 && !self.disk.is_cut() {
                     self.free_space()?;
                 }
@@ -1076,9 +1122,12 @@ impl World {
         self.summary.power_cuts += u64::from(power);
         if power {
             self.disk.power_cut();
-            self.written = self.flushed;
         } else {
             self.disk.process_crash();
+        }
+        // What was written and never flushed outlives a kill, but not a failed flush.
+        if power || self.fenced {
+            self.written = self.flushed;
         }
         self.reads.clear();
         self.read_results.clear();
@@ -1161,7 +1210,12 @@ impl World {
         };
         match Log::open(config, self.arena.clone(), &mut disk, &files, &mut rebuild, self.now) {
             Ok(opened) => Ok(Some((opened.log, rebuild, opened.report))),
-            Err(OpenError::Io(_)) if disk.is_cut() || self.weather == Weather::Errors => Ok(None),
+            Err(OpenError::Io(_)) if disk.is_cut() => Ok(None),
+            Err(OpenError::Io(_)) if self.weather == Weather::Errors => {
+                // The broker gives up; whoever starts it again is another process.
+                disk.process_crash();
+                Ok(None)
+            }
             Err(OpenError::Io(error)) if self.weather == Weather::Full && error.raw_os_error() == Some(libc::ENOSPC) => {
                 disk.set_options(|options| options.capacity_bytes += 1 << 20);
                 Ok(None)

@@ -48,6 +48,8 @@ pub struct SimOptions {
     pub completion: u32,
     /// Operations finish in the order of submission.
     pub in_order: bool,
+    /// An operation takes up to 200 polls longer than its neighbours.
+    pub laggard: u32,
     /// A write fails with EIO; some of its bytes may be there.
     pub write_error: u32,
     /// A write transfers only a part.
@@ -73,6 +75,7 @@ impl Default for SimOptions {
         SimOptions {
             completion: MILLION / 2,
             in_order: false,
+            laggard: 0,
             write_error: 0,
             short_write: 0,
             read_error: 0,
@@ -598,6 +601,8 @@ struct Pending {
     token: Token,
     operation: Operation,
     kicked: bool,
+    /// Polls to let pass.
+    lag: u64,
     /// For a flush: writes up to here had completed when it was submitted.
     mark: u64,
 }
@@ -733,14 +738,18 @@ impl State {
         }
         self.begin();
         let mark = self.writes;
-        self.pending.push(Pending { token, operation, kicked: false, mark });
+        let lag = if self.rng.per_million(self.options.laggard) { self.rng.below(200) } else { 0 };
+        self.pending.push(Pending { token, operation, kicked: false, lag, mark });
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>, chance: u32) {
         let mut finished = Vec::new();
         let mut index = 0;
         while index < self.pending.len() {
-            if self.cut || (self.pending[index].kicked && self.rng.per_million(chance)) {
+            let pending = &mut self.pending[index];
+            let is_due = chance == MILLION || pending.lag == 0;
+            pending.lag = pending.lag.saturating_sub(u64::from(pending.kicked));
+            if self.cut || (pending.kicked && is_due && self.rng.per_million(chance)) {
                 finished.push(self.pending.remove(index));
             } else if self.options.in_order {
                 break;

@@ -109,7 +109,7 @@ impl Log {
             Phase::Footers => self.clean_footers(),
             Phase::Acquire => {
                 // On a full disk the cleaner may take the reserve: it gives more back.
-                let at_least_bytes = if self.disk_full { 0 } else { (8 << 20).min(u64::from(self.config.segment_bytes)) };
+                let at_least_bytes = if self.disk_full { 0 } else { self.config.acquire_bytes.min(u64::from(self.config.segment_bytes)) };
                 self.clean_submit(Operation::Acquire { at_least_bytes });
             }
             Phase::Extend => self.clean_extend(),
@@ -216,7 +216,7 @@ impl Log {
             job.phase = Phase::Copy;
             return;
         }
-        let to_bytes = (file.written_bytes + (16 << 20)).min(job.total_bytes.next_multiple_of(BLOCK_BYTES as u64));
+        let to_bytes = (file.written_bytes + self.config.extend_step_bytes).min(job.total_bytes.next_multiple_of(BLOCK_BYTES as u64));
         self.clean_submit(Operation::Extend { file: file.file, to_bytes });
     }
 

@@ -91,6 +91,14 @@ impl Shards {
         }
     }
 
+    /// Whether the disk has finished something.
+    pub fn poll_disk(&mut self) -> bool {
+        if let Some(disk) = &mut self.disk {
+            disk.poll(&mut self.completions);
+        }
+        !self.completions.is_empty()
+    }
+
     /// Takes what the disk has finished, lets every shard with something to do work on it, and hands what they
     /// want to the disk. Afterwards `poll_event` and `poll_reply` have their output.
     pub fn pump(&mut self, now: Now) {
