@@ -280,10 +280,16 @@ impl SimDisk {
     }
 
     /// Replaces the pool: the files that nobody's log refers to, found out by whoever opened the directory.
+    /// A reserve for the day when the disk is full is made if there is space.
     pub fn set_pool(&self, files: Vec<FileId>) {
         let mut state = self.state.borrow_mut();
         assert!(files.iter().all(|file| state.files.contains_key(file)), "a file of the pool doesn't exist");
         state.pool = files;
+        if state.pool.is_empty()
+            && let Ok(reserve) = state.create(RESERVE_FILE_BYTES)
+        {
+            state.pool.push(reserve.file);
+        }
     }
 
     /// Files waiting to be recycled.
@@ -947,9 +953,10 @@ impl State {
     }
 
     fn acquire(&mut self, at_least_bytes: u64) -> Result<SegmentFile, Fault> {
-        // Zero asks for a file of the reserve, whatever its length.
-        let at_least_bytes = if at_least_bytes == 0 { RESERVE_FILE_BYTES } else { at_least_bytes };
-        if self.pool.is_empty() {
+        // Zero asks for a file of the reserve, whatever its length: on a full disk the last file is for that.
+        let reserve = usize::from(at_least_bytes > 0);
+        let at_least_bytes = at_least_bytes.max(RESERVE_FILE_BYTES);
+        if self.pool.is_empty() || (self.pool.len() <= reserve && self.used_bytes() + at_least_bytes > self.options.capacity_bytes) {
             return self.create(at_least_bytes);
         }
         let start = self.rng.index(self.pool.len());

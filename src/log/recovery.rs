@@ -303,6 +303,8 @@ pub(super) fn survey(
     let Scan { mut report, good, declared, swapped_in, swapped_out, scanned, indexes, .. } = scan;
     report.was_clean = chain.last().is_some_and(|f| f.seal.is_some()) && report.torn_tail.is_none();
 
+    // A segment opened and left without a valid group lies behind the end that the next epoch will name.
+    let scanned: BTreeSet<u64> = scanned.into_iter().filter(|&number| number <= good.segment).collect();
     let live: BTreeSet<u64> = declared.iter().chain(&swapped_in).chain(&scanned).copied().filter(|n| !swapped_out.contains(n)).collect();
     Ok(Survey { report, found, live, good, indexes, checkpoint, newest_epoch })
 }
