@@ -23,7 +23,7 @@ use ringmain_wire::frame::{self, Format, HEADER_BYTES, Identity, frames};
 use ringmain_wire::{Offset, PartitionId, ShardId};
 
 use crate::device::sim::{Rng, SimDisk, SimOptions};
-use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, FileId, Slice, Volume};
+use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, FileId, Operation, Slice, Volume};
 use crate::log::format::{CommitHeader, SegmentHeader, seed as crc_seed};
 use crate::log::{Append, AppendError, Located, LocatedTime, Log, LogConfig, LogEvent, OpenError, Plant, ReadError, RecoveryReport};
 use crate::request::{Extent, Now};
@@ -120,6 +120,8 @@ summary! {
     segments_released,
     /// Segments rewritten.
     segments_cleaned,
+    /// Files given back whose content was destroyed on a copy of the disk, without loss.
+    releases_checked,
     /// Files used again with old content.
     files_recycled,
     /// Checkpoints completed.
@@ -229,6 +231,10 @@ struct World {
     footers_failed: u64,
     leases: Vec<ReadUnderWay>,
     completions: Vec<Completion>,
+    /// Files just given back, to be looked into.
+    released: Vec<FileId>,
+    /// Recoveries that failed with an error of the device.
+    refusals: u64,
     /// A bit has been flipped.
     rotten: bool,
 }
@@ -246,7 +252,11 @@ impl World {
         };
         let segment_bytes = 64 << (10 + rng.below(3));
         let chunk_bytes = 16 << (10 + rng.below(3));
+        let step_bytes = 16 << (10 + rng.below(5));
         let config = LogConfig {
+            acquire_bytes: step_bytes,
+            ahead_bytes: step_bytes * (1 + rng.below(4)),
+            extend_step_bytes: step_bytes,
             chunk_bytes,
             commits_in_flight_max: 2 + rng.index(3),
             tail_cache_bytes: chunk_bytes as usize * (4 + rng.index(4)),
@@ -263,7 +273,12 @@ impl World {
             plant,
             ..LogConfig::new(ShardId(rng.below(3) as u16), segment_bytes, 1 << 20)
         };
-        let options = SimOptions { completion: 200_000 + rng.below(700_000) as u32, in_order: rng.one_in(4), ..SimOptions::default() };
+        let options = SimOptions {
+            completion: 200_000 + rng.below(700_000) as u32,
+            in_order: rng.one_in(4),
+            laggard: if rng.one_in(3) { rng.below(60_000) as u32 } else { 0 },
+            ..SimOptions::default()
+        };
         let disk = SimDisk::new(rng.next_u64(), options);
         World {
             trace,
@@ -291,6 +306,8 @@ impl World {
             footers_failed: 0,
             leases: Vec::new(),
             completions: Vec::new(),
+            released: Vec::new(),
+            refusals: 0,
             rotten: false,
             rng,
         }
@@ -367,14 +384,15 @@ impl World {
 
     /// Goes on in fair weather until the run has seen what every run must see.
     fn fill_quota(&mut self) -> Outcome<()> {
-        if self.fenced {
+        self.disk.set_options(|options| {
+            let SimOptions { completion, in_order, laggard, .. } = *options;
+            *options = SimOptions { completion, in_order, laggard, ..SimOptions::default() };
+        });
+        if self.weather != Weather::Fair {
             self.crash();
+            self.weather = Weather::Fair;
             self.recover(true)?;
         }
-        self.disk.set_options(|options| {
-            *options = SimOptions { completion: options.completion, in_order: options.in_order, ..SimOptions::default() };
-        });
-        self.weather = Weather::Fair;
         self.config.clean_mixed_after_ms = 20;
         for _ in 0..4_000 {
             let counters = self.log().counters().clone();
@@ -449,11 +467,16 @@ impl World {
         let us = self.rng.below(400);
         self.pass_time(us);
         let now = self.now;
-        let World { log, disk, completions, rng, summary, .. } = self;
+        let World { log, disk, completions, rng, summary, released, .. } = self;
         let log = log.as_mut().expect("the log is open");
         log.pump(now);
         summary.groups_overlapped += u64::from(log.depth().1 > 1);
         while let Some((token, operation)) = log.poll_operation() {
+            if let Operation::Release { file } = operation
+                && rng.one_in(8)
+            {
+                released.push(file);
+            }
             disk.submit(token, operation);
         }
         if !rng.one_in(8) {
@@ -463,7 +486,32 @@ impl World {
         for completion in completions.drain(..) {
             log.complete(completion, now);
         }
-        self.take_events()
+        self.take_events()?;
+        while let Some(file) = self.released.pop() {
+            self.do_without(file)?;
+        }
+        Ok(())
+    }
+
+    /// A file that was given back isn't needed, even if the power fails now and somebody has overwritten it.
+    fn do_without(&mut self, file: FileId) -> Outcome<()> {
+        if self.disk.is_cut() || self.fenced {
+            return Ok(());
+        }
+        if self.weather == Weather::Lies {
+            return Ok(());
+        }
+        let mut copy = self.disk.fork();
+        copy.set_options(|options| *options = SimOptions::default());
+        copy.power_cut();
+        copy.write_durable(file, 0, &[0xa5; 2 * BLOCK_BYTES]).map_err(|error| error.to_string())?;
+        let Some((log, ..)) = self.open_on(copy).map_err(|wrong| format!("{file} was released, and overwritten: {wrong}"))? else {
+            return Err("the disk refuses in fair weather".to_owned());
+        };
+        let found = log.flushed();
+        self.require(found >= self.flushed, &format!("nothing acknowledged lives in {file}, which was released (without it: {found})"))?;
+        self.summary.releases_checked += 1;
+        Ok(())
     }
 
     fn take_events(&mut self) -> Outcome<()> {
@@ -664,6 +712,7 @@ impl World {
                 self.summary.disk_full += 1;
                 let deserved = matches!(self.weather, Weather::Full | Weather::Errors) || self.disk.is_cut();
                 self.require(deserved, "only a full disk refuses appends as full")?;
+                self.disk.stall(false);
                 if attempt == 0 && !self.disk.is_cut() {
                     self.free_space()?;
                 }
@@ -1076,9 +1125,12 @@ impl World {
         self.summary.power_cuts += u64::from(power);
         if power {
             self.disk.power_cut();
-            self.written = self.flushed;
         } else {
             self.disk.process_crash();
+        }
+        // What was written and never flushed outlives a kill, but not a failed flush.
+        if power || self.fenced {
+            self.written = self.flushed;
         }
         self.reads.clear();
         self.read_results.clear();
@@ -1093,6 +1145,7 @@ impl World {
     /// Opens the log after a crash: twice on a copy, cut some times, then for good.
     fn recover(&mut self, cuts: bool) -> Outcome<()> {
         self.disk.lock();
+        let refusals = self.refusals;
         let expected = if self.rng.one_in(2) { Some(self.recover_copy_twice()?) } else { None };
         let mut comparable = true;
         let cuts = if cuts { 1 + self.rng.below(2) } else { 0 };
@@ -1115,6 +1168,7 @@ impl World {
         let found = self.open_whole()?;
         if let Some(expected) = expected
             && comparable
+            && self.refusals == refusals
         {
             self.summary.recoveries_compared += 1;
             let got = (found, self.shard.clone());
@@ -1161,7 +1215,15 @@ impl World {
         };
         match Log::open(config, self.arena.clone(), &mut disk, &files, &mut rebuild, self.now) {
             Ok(opened) => Ok(Some((opened.log, rebuild, opened.report))),
-            Err(OpenError::Io(_)) if disk.is_cut() || self.weather == Weather::Errors => Ok(None),
+            Err(OpenError::Io(_)) if disk.is_cut() => Ok(None),
+            Err(OpenError::Io(_)) if self.weather == Weather::Errors => {
+                // The broker gives up; whoever starts it again is another process, and what a failed flush
+                // was to save may be gone.
+                disk.process_crash();
+                self.refusals += 1;
+                self.written = self.flushed;
+                Ok(None)
+            }
             Err(OpenError::Io(error)) if self.weather == Weather::Full && error.raw_os_error() == Some(libc::ENOSPC) => {
                 disk.set_options(|options| options.capacity_bytes += 1 << 20);
                 Ok(None)
@@ -1234,7 +1296,8 @@ impl World {
             self.apply_to_log(&Change::Drop { partition });
         }
         self.take_events()?;
-        self.read_everything()
+        // Now and then nobody reads: the log dies again before it has done anything for its old segments.
+        if self.rng.one_in(4) && !self.rotten { Ok(()) } else { self.read_everything() }
     }
 
     /// Every record alive is there.
@@ -1342,6 +1405,9 @@ impl World {
         let bit = self.rng.below(8) as u8;
         self.say(|| format!("flipping bit {bit} of byte {position} in {file}"));
         self.crash();
+        // What the log itself wrote a moment ago, with no mark behind it yet, may be taken for a torn tail.
+        let last = self.items.last().map_or(0, |item| item.sequence);
+        (self.written, self.flushed) = (last.min(self.flushed), last.min(self.flushed));
         self.disk.lock();
         self.disk.rot(file, position, bit);
         self.rotten = true;

@@ -48,6 +48,8 @@ pub struct SimOptions {
     pub completion: u32,
     /// Operations finish in the order of submission.
     pub in_order: bool,
+    /// An operation takes up to 200 polls longer than its neighbours.
+    pub laggard: u32,
     /// A write fails with EIO; some of its bytes may be there.
     pub write_error: u32,
     /// A write transfers only a part.
@@ -73,6 +75,7 @@ impl Default for SimOptions {
         SimOptions {
             completion: MILLION / 2,
             in_order: false,
+            laggard: 0,
             write_error: 0,
             short_write: 0,
             read_error: 0,
@@ -277,10 +280,16 @@ impl SimDisk {
     }
 
     /// Replaces the pool: the files that nobody's log refers to, found out by whoever opened the directory.
+    /// A reserve for the day when the disk is full is made if there is space.
     pub fn set_pool(&self, files: Vec<FileId>) {
         let mut state = self.state.borrow_mut();
         assert!(files.iter().all(|file| state.files.contains_key(file)), "a file of the pool doesn't exist");
         state.pool = files;
+        if state.pool.is_empty()
+            && let Ok(reserve) = state.create(RESERVE_FILE_BYTES)
+        {
+            state.pool.push(reserve.file);
+        }
     }
 
     /// Files waiting to be recycled.
@@ -598,6 +607,8 @@ struct Pending {
     token: Token,
     operation: Operation,
     kicked: bool,
+    /// Polls to let pass.
+    lag: u64,
     /// For a flush: writes up to here had completed when it was submitted.
     mark: u64,
 }
@@ -733,14 +744,18 @@ impl State {
         }
         self.begin();
         let mark = self.writes;
-        self.pending.push(Pending { token, operation, kicked: false, mark });
+        let lag = if self.rng.per_million(self.options.laggard) { self.rng.below(200) } else { 0 };
+        self.pending.push(Pending { token, operation, kicked: false, lag, mark });
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>, chance: u32) {
         let mut finished = Vec::new();
         let mut index = 0;
         while index < self.pending.len() {
-            if self.cut || (self.pending[index].kicked && self.rng.per_million(chance)) {
+            let pending = &mut self.pending[index];
+            let is_due = chance == MILLION || pending.lag == 0;
+            pending.lag = pending.lag.saturating_sub(u64::from(pending.kicked));
+            if self.cut || (pending.kicked && is_due && self.rng.per_million(chance)) {
                 finished.push(self.pending.remove(index));
             } else if self.options.in_order {
                 break;
@@ -938,9 +953,10 @@ impl State {
     }
 
     fn acquire(&mut self, at_least_bytes: u64) -> Result<SegmentFile, Fault> {
-        // Zero asks for a file of the reserve, whatever its length.
-        let at_least_bytes = if at_least_bytes == 0 { RESERVE_FILE_BYTES } else { at_least_bytes };
-        if self.pool.is_empty() {
+        // Zero asks for a file of the reserve, whatever its length: on a full disk the last file is for that.
+        let reserve = usize::from(at_least_bytes > 0);
+        let at_least_bytes = at_least_bytes.max(RESERVE_FILE_BYTES);
+        if self.pool.is_empty() || (self.pool.len() <= reserve && self.used_bytes() + at_least_bytes > self.options.capacity_bytes) {
             return self.create(at_least_bytes);
         }
         let start = self.rng.index(self.pool.len());

@@ -16,7 +16,7 @@ use super::format::{
     DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, FORMAT_VERSION, LogPoint, Run, SEAL_MAGIC, SEGMENT_MAGIC, SealBlock, SegmentHeader,
     SegmentKind, block_up, seed,
 };
-use super::index::{Footer, RunIndex};
+use super::index::{Footer, Place, RunIndex};
 use super::segment::{Segment, State};
 use super::{Log, Pending, Stop};
 
@@ -109,7 +109,7 @@ impl Log {
             Phase::Footers => self.clean_footers(),
             Phase::Acquire => {
                 // On a full disk the cleaner may take the reserve: it gives more back.
-                let at_least_bytes = if self.disk_full { 0 } else { (8 << 20).min(u64::from(self.config.segment_bytes)) };
+                let at_least_bytes = if self.disk_full { 0 } else { self.config.acquire_bytes.min(u64::from(self.config.segment_bytes)) };
                 self.clean_submit(Operation::Acquire { at_least_bytes });
             }
             Phase::Extend => self.clean_extend(),
@@ -176,7 +176,8 @@ impl Log {
             let Some(footer) = self.footers.get(source) else { return self.read_footer(source) };
             for entry in &footer.directory {
                 let Some(places) = self.partitions.get(entry.partition as usize) else { continue };
-                if places.places.iter().any(|p| p.segment == source && p.base_offset == entry.base_offset) {
+                let within = |p: &Place| p.segment == source && p.base_offset < entry.end_offset && entry.base_offset < p.end_offset;
+                if places.places.iter().any(within) {
                     let alive = footer.runs_of_entry(entry).iter().filter(|run| run.end_offset() > places.start_offset);
                     job.runs.extend(alive.map(|run| (entry.partition, source, *run)));
                 }
@@ -215,7 +216,7 @@ impl Log {
             job.phase = Phase::Copy;
             return;
         }
-        let to_bytes = (file.written_bytes + (16 << 20)).min(job.total_bytes.next_multiple_of(BLOCK_BYTES as u64));
+        let to_bytes = (file.written_bytes + self.config.extend_step_bytes).min(job.total_bytes.next_multiple_of(BLOCK_BYTES as u64));
         self.clean_submit(Operation::Extend { file: file.file, to_bytes });
     }
 

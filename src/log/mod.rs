@@ -47,6 +47,12 @@ pub struct LogConfig {
     pub shard: ShardId,
     /// Length of a segment file.
     pub segment_bytes: u32,
+    /// A new file is asked for with at least so many written blocks.
+    pub acquire_bytes: u64,
+    /// Written blocks are kept so far ahead of the writer …
+    pub ahead_bytes: u64,
+    /// … and made in steps of this.
+    pub extend_step_bytes: u64,
     /// Length of an append buffer.
     pub chunk_bytes: u32,
     /// Written groups not yet flushed, at most.
@@ -87,6 +93,9 @@ impl LogConfig {
         LogConfig {
             shard,
             segment_bytes,
+            acquire_bytes: 8 << 20,
+            ahead_bytes: 64 << 20,
+            extend_step_bytes: 16 << 20,
             chunk_bytes,
             commits_in_flight_max: 4,
             tail_cache_bytes: (memory_bytes * 5 / 8).max(4 * chunk_bytes as usize),

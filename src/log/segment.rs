@@ -65,12 +65,6 @@ pub(super) struct PendingSwap {
     pub stores: Vec<(Segment, super::index::Footer)>,
 }
 
-/// Zero-filled blocks are kept so far ahead of the writer …
-const AHEAD_BYTES: u64 = 64 << 20;
-/// … in steps of this.
-const EXTEND_STEP_BYTES: u64 = 16 << 20;
-/// A new file is asked for with at least so many.
-const ACQUIRE_BYTES: u64 = 8 << 20;
 /// A footer leaves in pieces of this.
 const FOOTER_PIECE_BYTES: usize = 256 << 10;
 /// After the disk was full, a file is asked for again after so long.
@@ -224,7 +218,8 @@ impl Log {
         if end > segment.written_bytes {
             if !segment.extending {
                 segment.extending = true;
-                self.submit(Pending::Extend { file }, Operation::Extend { file, to_bytes: end.next_multiple_of(1 << 20).max(end) });
+                let to_bytes = (segment.written_bytes + self.config.extend_step_bytes).min(u64::from(self.config.segment_bytes)).max(end);
+                self.submit(Pending::Extend { file }, Operation::Extend { file, to_bytes });
             }
             if let Some(Segment { state: State::Sealing { sealing, .. }, .. }) = self.segments.get_mut(&number) {
                 *sealing = false;
@@ -278,19 +273,19 @@ impl Log {
         let segment_bytes = u64::from(self.config.segment_bytes);
         let position = u64::from(self.position);
         let Some(active) = self.segments.get(&self.active) else { return };
-        if active.written_bytes < segment_bytes && active.written_bytes < position + AHEAD_BYTES {
+        if active.written_bytes < segment_bytes && active.written_bytes < position + self.config.ahead_bytes {
             self.extend_wanted();
         }
         match self.next {
             Next::None if self.blocked || position > segment_bytes / 2 => {
                 self.next = Next::Acquiring;
                 self.reserve_next = self.disk_full && std::mem::take(&mut self.state_starved);
-                let at_least_bytes = if self.reserve_next { 0 } else { ACQUIRE_BYTES.min(segment_bytes) };
+                let at_least_bytes = if self.reserve_next { 0 } else { self.config.acquire_bytes.min(segment_bytes) };
                 self.submit(Pending::Acquire, Operation::Acquire { at_least_bytes });
             }
-            Next::Ready(file) if file.written_bytes < segment_bytes.min(AHEAD_BYTES) && position > segment_bytes / 4 * 3 => {
+            Next::Ready(file) if file.written_bytes < segment_bytes.min(self.config.ahead_bytes) && position > segment_bytes / 4 * 3 => {
                 self.next = Next::Extending(file);
-                let to_bytes = (file.written_bytes + EXTEND_STEP_BYTES).min(segment_bytes);
+                let to_bytes = (file.written_bytes + self.config.extend_step_bytes).min(segment_bytes);
                 self.submit(Pending::Extend { file: file.file }, Operation::Extend { file: file.file, to_bytes });
             }
             _ => {}
@@ -305,7 +300,7 @@ impl Log {
             return;
         }
         active.extending = true;
-        let (file, to_bytes) = (active.file, (active.written_bytes + EXTEND_STEP_BYTES).min(segment_bytes));
+        let (file, to_bytes) = (active.file, (active.written_bytes + self.config.extend_step_bytes).min(segment_bytes));
         self.submit(Pending::Extend { file }, Operation::Extend { file, to_bytes });
     }
 
