@@ -32,7 +32,7 @@ pub struct ServeConfig {
     pub insecure: bool,
     /// How long an idle core thread looks for work before it sleeps, in µs.
     pub spin_us: u32,
-    /// Stop when the process that started this one ends. For harnesses.
+    /// Stop when standard input ends: a harness that holds its other end takes the broker along when it ends.
     pub exit_with_parent: bool,
     /// Least important messages on standard error: error, warn, info, debug or trace.
     pub log_level: String,
@@ -205,7 +205,7 @@ pub const KNOBS: &[Knob] = &[
         key: "process.exit_with_parent",
         flag: "exit-with-parent",
         value: "",
-        help: "Stop when the process that started this one ends",
+        help: "Stop when standard input ends: a harness holds its other end, so the broker ends with the harness",
         hidden: true,
         set: |c, v| switch(v).map(|v| c.exit_with_parent = v),
         get: |c| c.exit_with_parent.to_string(),

@@ -1,4 +1,4 @@
-//! Ringmain's broker as a library; `src/README.md` is its architecture page.
+#![doc = include_str!("README.md")]
 
 pub mod admin;
 pub mod config;
@@ -11,3 +11,4 @@ pub mod request;
 pub mod router;
 pub mod server;
 pub mod shard;
+pub mod simulation;

@@ -194,7 +194,7 @@ impl DataDirectory {
         }
         let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let mut random = Random::new(nanos ^ u64::from(std::process::id()) << 32);
-        let path = parent.join(format!("ringmain-bench-{:08x}", random.next() as u32));
+        let path = parent.join(format!("ringmain-bench-{:08x}", random.next_word() as u32));
         fs::create_dir(&path)?;
         Ok(DataDirectory { path })
     }

@@ -136,6 +136,8 @@ pub struct BenchOptions {
     pub preload_round_robin: Option<u32>,
     /// Consume: messages per second written meanwhile, to another topic. `None` = none.
     pub produce_rate: Option<f64>,
+    /// TCP congestion control of the load's sockets. `None` = the kernel's default.
+    pub tcp_congestion: Option<String>,
     /// Default: for people.
     pub format: Format,
     /// Directory for JSON, `.hgrm`, `.hlog` and the HTML page. `None` = none are written.
@@ -184,6 +186,7 @@ impl Default for BenchOptions {
             cold: false,
             preload_round_robin: None,
             produce_rate: None,
+            tcp_congestion: None,
             format: Format::Human,
             out: None,
             directory: None,

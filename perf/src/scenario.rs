@@ -1,6 +1,6 @@
 //! One measured run from beginning to end: topic, preload, load, the totals afterwards.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use ringmain_wire::{DEFAULT_MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES_LIMIT, frame};
 
 use crate::broker::{Broker, BrokerOptions, Meter, Place};
 use crate::control::Control;
-use crate::native::{self, ConsumeLoad, Length, Load, Measured, ProduceLoad, Progress, Target};
+use crate::native::{self, ConsumeLoad, Door, Length, Load, Measured, ProduceLoad, Progress, Target};
 use crate::report::{Background, RunReport};
 use crate::workload::{Payload, Random, Shape};
 use crate::{BenchOptions, Mode, with_bar};
@@ -103,8 +103,8 @@ impl Session {
         self.broker.as_ref().map(Broker::meter).unwrap_or_default()
     }
 
-    fn host(&self) -> IpAddr {
-        self.bootstrap.ip()
+    fn door(&self, options: &BenchOptions) -> Door {
+        Door { host: self.bootstrap.ip(), congestion: options.tcp_congestion.clone() }
     }
 
     /// One run of a mode that needs a broker.
@@ -174,11 +174,11 @@ impl Session {
 
     fn ping(&mut self, topic: &Topic, options: &BenchOptions, shape: &Shape, progress: &Arc<Progress>) -> Result<RunReport> {
         let before = self.control.stats().ok();
-        let (host, core, meter) = (self.host(), self.client_core, self.meter());
+        let (door, core, meter) = (self.door(options), self.client_core, self.meter());
         let target = Topic { name: topic.name.clone(), is_ours: topic.is_ours, targets: topic.targets[..1].to_vec() };
         let mut measured = with_bar(options, progress, "ping", || {
             pin(core);
-            native::ping(host, target.targets[0], shape, &options.length(), target.is_ours, meter, progress)
+            native::ping(&door, target.targets[0], shape, &options.length(), target.is_ours, meter, progress)
         })?;
         self.check_totals(&target, &mut measured, 0)?;
         Ok(self.report(options, shape, &measured, before))
@@ -284,10 +284,10 @@ impl Session {
         consume: Option<ConsumeLoad>,
         length: Length,
     ) -> Result<Measured> {
-        let (host, core, meter) = (self.host(), self.client_core, self.meter());
+        let (door, core, meter) = (self.door(options), self.client_core, self.meter());
         with_bar(&BenchOptions { count: length.count, ..options.clone() }, progress, name, || {
             pin(core);
-            native::run(Load { host, produce, consume, length, meter, progress })
+            native::run(Load { door, produce, consume, length, meter, progress })
         })
     }
 
@@ -303,7 +303,7 @@ impl Session {
         let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let name = match name {
             Some(name) => name.to_owned(),
-            None => format!("ringmain-bench-{}-{:08x}", options.mode.name(), Random::new(nanos).next() as u32),
+            None => format!("ringmain-bench-{}-{:08x}", options.mode.name(), Random::new(nanos).next_word() as u32),
         };
         let (found, _) = self.control.metadata(&name)?;
         let is_ours = found.is_none();

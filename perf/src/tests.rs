@@ -181,6 +181,15 @@ fn open_loop_keeps_its_rate_and_counts_every_message() {
     }
 }
 
+/// At a few messages per second the generator sleeps between them: it mustn't oversleep.
+#[test]
+fn open_loop_at_a_low_rate_is_on_time() {
+    let slow = BenchOptions { batch: 1, rate: Some(200.0), count: Some(60), ..options(Mode::Produce, Fault::None) };
+    let report = measured(&slow);
+    assert_eq!((report.fault.as_deref(), report.messages), (None, Some(60)));
+    assert!(report.latency_us.p50.unwrap() < 1_000.0, "{:?}", report.latency_us);
+}
+
 /// A closed loop would record one long latency per request under way; an open loop has to record one for
 /// each message that was due.
 #[test]
@@ -212,6 +221,9 @@ fn ping_answers_one_by_one() {
 
 #[test]
 fn tour_runs_everything_and_writes_it_down() {
+    if let Err(error) = broker::DataDirectory::create(Some(std::path::Path::new("."))) {
+        return eprintln!("no tour here: {error:#}");
+    }
     let out = std::env::temp_dir().join(format!("ringmain-perf-out-{}", std::process::id()));
     let changed = BenchOptions {
         mode: Mode::Tour,
@@ -235,6 +247,44 @@ fn tour_runs_everything_and_writes_it_down() {
     let same = compare::compare(&out, &out, Format::Human).unwrap();
     assert!(same.contains("+0.0 %") && !same.contains("worse"), "{same}");
     std::fs::remove_dir_all(out).unwrap();
+}
+
+/// A script in the broker's place says that the fake is ready.
+fn script(name: &str, text: &str) -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = std::env::temp_dir().join(format!("ringmain-perf-{name}-{}", std::process::id()));
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn broker_is_a_child_and_its_directory_goes_with_it() {
+    let fake = Fake::start(Fault::None, false);
+    let parent = std::env::current_dir().unwrap().join(format!("perf-test-{}", std::process::id()));
+    std::fs::create_dir(&parent).unwrap();
+    if let Err(error) = broker::DataDirectory::create(Some(&parent)) {
+        eprintln!("no child broker here: {error:#}");
+        return std::fs::remove_dir(&parent).unwrap();
+    }
+    let ready = format!("#!/bin/sh\necho starting >&2\necho 'ready native={} admin=off io=uring shards=1' >&2\nread end\n", fake.address);
+    let program = script("ready", &ready);
+    let child = BenchOptions {
+        connect: None,
+        program: Some(program.clone()),
+        directory: Some(parent.clone()),
+        ..options(Mode::Produce, Fault::None)
+    };
+    let report = measured(&child);
+    assert_eq!((report.fault, report.io.as_deref()), (None, Some("uring")));
+    assert!(report.broker_rss_bytes.is_some() && report.broker_cpu_seconds_per_million.is_some() && report.filesystem.is_some());
+    std::fs::remove_file(program).unwrap();
+    let program = script("refuses", "#!/bin/sh\necho 'error: no ring today' >&2\nexit 1\n");
+    let error = measure(&BenchOptions { program: Some(program.clone()), ..child }, &Arc::new(Progress::default())).unwrap_err();
+    assert!(format!("{error:#}").contains("no ring today"), "{error:#}");
+    std::fs::remove_file(program).unwrap();
+    // Nothing is left in it.
+    std::fs::remove_dir(parent).unwrap();
 }
 
 #[test]

@@ -261,21 +261,21 @@ impl RequestBuffer {
             match times {
                 Times::Absent => {
                     for bytes in records.chunks_exact_mut(record.stride) {
-                        bytes[record.value_at..record.value_at + 8].copy_from_slice(&word.to_le_bytes());
+                        put(bytes, record.value_at, word);
                         word += 1;
                     }
                 }
                 Times::Same(ns) => {
                     for bytes in records.chunks_exact_mut(record.stride) {
-                        bytes[record.value_at..record.value_at + 8].copy_from_slice(&word.to_le_bytes());
-                        bytes[record.value_at + 8..record.value_at + 16].copy_from_slice(&ns.to_le_bytes());
+                        put(bytes, record.value_at, word);
+                        put(bytes, record.value_at + 8, ns);
                         word += 1;
                     }
                 }
                 Times::Intended { schedule, first } => {
                     for (number, bytes) in (first..).zip(records.chunks_exact_mut(record.stride)) {
-                        bytes[record.value_at..record.value_at + 8].copy_from_slice(&word.to_le_bytes());
-                        bytes[record.value_at + 8..record.value_at + 16].copy_from_slice(&schedule.intended_ns(number).to_le_bytes());
+                        put(bytes, record.value_at, word);
+                        put(bytes, record.value_at + 8, schedule.intended_ns(number));
                         word += 1;
                     }
                 }
@@ -294,6 +294,13 @@ impl RequestBuffer {
         let crc = crc32c::crc32c(&bytes[FRAME_AT + BODY_CRC_FROM..]);
         bytes[FRAME_AT + frame::HALF_BYTES..FRAME_AT + BODY_CRC_FROM].copy_from_slice(&crc.to_le_bytes());
         (range, payload_bytes)
+    }
+}
+
+/// Writes `word` at `at`. By way of an array: a copy of two equal slices becomes a call of memmove here.
+fn put(bytes: &mut [u8], at: usize, word: u64) {
+    if let Some(field) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
+        *field = word.to_le_bytes();
     }
 }
 
@@ -408,7 +415,7 @@ impl Random {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_word(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -419,7 +426,7 @@ impl Random {
     /// Fills `bytes`.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
-            let word = self.next().to_le_bytes();
+            let word = self.next_word().to_le_bytes();
             chunk.copy_from_slice(&word[..chunk.len()]);
         }
     }

@@ -138,6 +138,9 @@ struct Broker {
     /// serve --cores [default: all but the load's]
     #[arg(long, value_name = "LIST")]
     broker_cores: Option<String>,
+    /// TCP congestion control of the load's connections, as reno [default: the system's]
+    #[arg(long, value_name = "NAME")]
+    tcp_congestion: Option<String>,
     /// Core of the load [default: the first]
     #[arg(long, value_name = "N")]
     client_core: Option<usize>,
@@ -201,6 +204,7 @@ fn options(arguments: BenchArguments, format: ringmain_perf::Format) -> BenchOpt
         cold: workload.cold,
         preload_round_robin: workload.preload_round_robin,
         produce_rate: workload.produce_rate,
+        tcp_congestion: broker.tcp_congestion,
         format,
         out,
         directory: broker.dir,

@@ -12,7 +12,7 @@
 //!
 //! A durable write makes its own bytes stable and nobody else's; a flush makes stable what had completed
 //! before it was submitted. After a failed write or flush the bytes concerned can be read until a crash and
-//! no later flush saves them, as on Linux. Which operations finish in one `poll`, and in which order, is drawn
+//! no later flush saves them, as on Linux; the next process sees what the device really holds of them. Which operations finish in one `poll`, and in which order, is drawn
 //! from the seed; so is everything else: one seed, one history.
 //!
 //! Mistakes of the caller (an unaligned position, a write beyond the written end, two writes in flight over
@@ -38,6 +38,8 @@ pub const SECTOR_BYTES: usize = 512;
 pub const POWER_CUT: Fault = Fault::Os(libc::ESHUTDOWN);
 
 const MILLION: u32 = 1_000_000;
+/// Length of a file from the reserve.
+const RESERVE_FILE_BYTES: u64 = 64 << 10;
 
 /// Chances are per million operations.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ pub struct SimOptions {
     pub completion: u32,
     /// Operations finish in the order of submission.
     pub in_order: bool,
+    /// An operation takes up to 200 polls longer than its neighbours.
+    pub laggard: u32,
     /// A write fails with EIO; some of its bytes may be there.
     pub write_error: u32,
     /// A write transfers only a part.
@@ -71,6 +75,7 @@ impl Default for SimOptions {
         SimOptions {
             completion: MILLION / 2,
             in_order: false,
+            laggard: 0,
             write_error: 0,
             short_write: 0,
             read_error: 0,
@@ -275,10 +280,16 @@ impl SimDisk {
     }
 
     /// Replaces the pool: the files that nobody's log refers to, found out by whoever opened the directory.
+    /// A reserve for the day when the disk is full is made if there is space.
     pub fn set_pool(&self, files: Vec<FileId>) {
         let mut state = self.state.borrow_mut();
         assert!(files.iter().all(|file| state.files.contains_key(file)), "a file of the pool doesn't exist");
         state.pool = files;
+        if state.pool.is_empty()
+            && let Ok(reserve) = state.create(RESERVE_FILE_BYTES)
+        {
+            state.pool.push(reserve.file);
+        }
     }
 
     /// Files waiting to be recycled.
@@ -308,6 +319,12 @@ impl SimDisk {
         state.cut_at = Some(state.operations + count.max(1));
     }
 
+    /// Nothing is volatile or in flight: a power cut would change nothing.
+    pub fn is_stable(&self) -> bool {
+        let state = self.state.borrow();
+        state.pending.is_empty() && state.adrift.is_empty() && state.files.values().all(|file| file.volatile.is_empty())
+    }
+
     /// Whether the cut has happened.
     pub fn is_cut(&self) -> bool {
         self.state.borrow().cut
@@ -327,6 +344,7 @@ impl SimDisk {
     pub fn process_crash(&self) {
         let mut state = self.state.borrow_mut();
         state.abandon_pending();
+        state.resolve_doomed();
         state.restart();
     }
 
@@ -589,6 +607,8 @@ struct Pending {
     token: Token,
     operation: Operation,
     kicked: bool,
+    /// Polls to let pass.
+    lag: u64,
     /// For a flush: writes up to here had completed when it was submitted.
     mark: u64,
 }
@@ -724,14 +744,18 @@ impl State {
         }
         self.begin();
         let mark = self.writes;
-        self.pending.push(Pending { token, operation, kicked: false, mark });
+        let lag = if self.rng.per_million(self.options.laggard) { self.rng.below(200) } else { 0 };
+        self.pending.push(Pending { token, operation, kicked: false, lag, mark });
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>, chance: u32) {
         let mut finished = Vec::new();
         let mut index = 0;
         while index < self.pending.len() {
-            if self.cut || (self.pending[index].kicked && self.rng.per_million(chance)) {
+            let pending = &mut self.pending[index];
+            let is_due = chance == MILLION || pending.lag == 0;
+            pending.lag = pending.lag.saturating_sub(u64::from(pending.kicked));
+            if self.cut || (pending.kicked && is_due && self.rng.per_million(chance)) {
                 finished.push(self.pending.remove(index));
             } else if self.options.in_order {
                 break;
@@ -929,7 +953,10 @@ impl State {
     }
 
     fn acquire(&mut self, at_least_bytes: u64) -> Result<SegmentFile, Fault> {
-        if self.pool.is_empty() {
+        // Zero asks for a file of the reserve, whatever its length: on a full disk the last file is for that.
+        let reserve = usize::from(at_least_bytes > 0);
+        let at_least_bytes = at_least_bytes.max(RESERVE_FILE_BYTES);
+        if self.pool.is_empty() || (self.pool.len() <= reserve && self.used_bytes() + at_least_bytes > self.options.capacity_bytes) {
             return self.create(at_least_bytes);
         }
         let start = self.rng.index(self.pool.len());
@@ -964,7 +991,7 @@ impl State {
                 self.adrift.push(Adrift::Write { file, position, data: Bytes::from(&data[..]) })
             }
             Operation::Acquire { at_least_bytes } if self.pool.is_empty() => {
-                self.adrift.push(Adrift::Create { written_bytes: at_least_bytes })
+                self.adrift.push(Adrift::Create { written_bytes: at_least_bytes.max(RESERVE_FILE_BYTES) })
             }
             Operation::Extend { file, to_bytes } => self.adrift.push(Adrift::Extend { file, to_bytes }),
             Operation::Acquire { .. } | Operation::Read { .. } | Operation::Flush { .. } | Operation::Release { .. } => {}
@@ -1004,6 +1031,20 @@ impl State {
                     }
                 }
                 other => self.happen(other),
+            }
+        }
+    }
+
+    /// What no flush would have saved shows its true state, and is ordinary from here on.
+    fn resolve_doomed(&mut self) {
+        let State { files, rng, counters, .. } = self;
+        for file in files.values_mut() {
+            for write in mem::take(&mut file.volatile) {
+                if write.doomed {
+                    resolve(file, write.position, &write.data, Temper::Mixed, rng, counters);
+                } else {
+                    file.volatile.push(write);
+                }
             }
         }
     }

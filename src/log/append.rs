@@ -4,15 +4,16 @@ use ringmain_wire::control::{Durability, write_open};
 use ringmain_wire::frame::{self, Format, HALF_BYTES, HEADER_BYTES, Identity};
 use ringmain_wire::{BrokerHalf, Offset, PartitionId, align_up};
 
-use crate::device::{BLOCK_BYTES, Chunk};
+use crate::device::{BLOCK_BYTES, Chunk, Fault, Operation};
 use crate::request::{Extent, Now};
 
 use super::format::{
-    self, COMMIT_HEADER_BYTES, COMMIT_MAGIC, CommitHeader, DIRECTORY_ENTRY_BYTES, LOG_RECORD_FLAG, LogRecord, RUN_BYTES, Run, block_up,
+    self, COMMIT_HEADER_BYTES, COMMIT_MAGIC, CommitHeader, DIRECTORY_ENTRY_BYTES, LOG_RECORD_FLAG, LogRecord, RUN_BYTES, Run, SealBlock,
+    block_up,
 };
 use super::index::Place;
-use super::segment::Next;
-use super::{Append, AppendError, Appended, Log, Plant, Stop};
+use super::segment::{Next, State};
+use super::{Append, AppendError, Appended, Log, Pending, Plant, Stop};
 
 /// A piece of the log in memory: appended to while it is the last, read from until it is wanted back.
 #[derive(Debug)]
@@ -42,7 +43,9 @@ pub(super) struct OpenGroup {
 }
 
 /// A lone group waits for company only when so much is pending behind writes in flight.
-const OVERLAP_BYTES: usize = 48 << 10;
+const OVERLAP_BYTES: usize = 16 << 10;
+/// A group without frames.
+const MARK_BYTES: u32 = BLOCK_BYTES as u32;
 /// A group of `memory` frames is written when it has so many bytes, or after the flush time.
 const LAZY_GROUP_BYTES: usize = 256 << 10;
 
@@ -178,13 +181,22 @@ impl Log {
         }
     }
 
-    /// First position in the active segment that a group may not reach.
+    /// First position in the active segment that a group may not reach. One block is kept for the mark that says that
+    /// the last of them was flushed.
     fn data_limit(&self, is_state: bool) -> u32 {
+        self.limit(is_state, MARK_BYTES)
+    }
+
+    fn limit(&self, is_state: bool, mark: u32) -> u32 {
         let Some(segment) = self.segments.get(&self.active) else { return 0 };
+        // A file from the reserve is for what frees space, not for more data.
+        if self.reserve_active && self.disk_full && !is_state {
+            return 0;
+        }
         let footer = block_up((self.index.footer_bytes() + DIRECTORY_ENTRY_BYTES + RUN_BYTES) as u32);
         // While there is no next segment, acks, offsets and deletes must find room in this one.
         let reserve = if is_state || matches!(self.next, Next::Ready(_) | Next::Extending(_)) { 0 } else { self.state_reserve_bytes() };
-        (self.config.segment_bytes.saturating_sub(footer + reserve)).min(segment.written_bytes.min(u64::from(u32::MAX)) as u32)
+        (self.config.segment_bytes.saturating_sub(footer + reserve + mark)).min(segment.written_bytes.min(u64::from(u32::MAX)) as u32)
     }
 
     fn state_reserve_bytes(&self) -> u32 {
@@ -195,17 +207,18 @@ impl Log {
     fn roll_or_wait(&mut self, needed: u32, is_state: bool) -> Result<(), AppendError> {
         let Some(segment) = self.segments.get(&self.active) else { return Err(AppendError::Busy) };
         let footer = block_up((self.index.footer_bytes() + DIRECTORY_ENTRY_BYTES + RUN_BYTES) as u32);
-        let fits = self.position + needed + footer <= self.config.segment_bytes && self.index.run_count() < self.config.active_runs_max;
+        let fits = self.position + needed + footer + MARK_BYTES <= self.config.segment_bytes && self.index.run_count() < self.config.active_runs_max;
         let only_reserve_left = fits && !is_state && u64::from(self.position + needed) <= segment.written_bytes;
         if fits && !only_reserve_left {
             self.blocked = true;
             self.extend_wanted();
             return Err(if self.disk_full { AppendError::DiskFull } else { AppendError::Busy });
         }
-        if self.roll() {
+        if (is_state || !self.disk_full) && self.roll() {
             return Ok(());
         }
         self.blocked = true;
+        self.state_starved |= is_state;
         self.pump_segments();
         Err(if self.disk_full { AppendError::DiskFull } else { AppendError::Busy })
     }
@@ -346,7 +359,7 @@ impl Log {
     }
 
     fn mark_room(&self) -> bool {
-        self.position + BLOCK_BYTES as u32 <= self.data_limit(true)
+        self.position + MARK_BYTES <= self.limit(true, 0)
     }
 
     pub(super) fn mark_deadline_us(&self) -> Option<u64> {
@@ -393,8 +406,41 @@ impl Log {
         {
             self.checkpoint = point;
             self.checkpoint_ending = None;
-            self.retire_dead_segments();
         }
+        self.anchor_checkpoint();
+    }
+
+    /// Segments before the checkpoint may go only when recovery is sure to find it. The next header or seal block will
+    /// say where it is; until then the active segment's block 1 does, where the seal block comes later.
+    fn anchor_checkpoint(&mut self) {
+        let is_active = self.segments.get(&self.active).is_some_and(|s| matches!(s.state, State::Active));
+        let known = self.checkpoint.sequence <= self.anchored.sequence;
+        // A flushed group of the segment says that its header is on stable media too.
+        if known || self.note.is_some() || !is_active || self.flushed() < self.active_first_sequence || self.stop != Stop::No {
+            return;
+        }
+        let (Some(segment), Ok(mut buffer)) = (self.segments.get(&self.active), self.arena.allocate(BLOCK_BYTES)) else { return };
+        let file = segment.file;
+        buffer.copy_from_slice(&SealBlock::note(segment.number, self.checkpoint).to_block(segment.seed));
+        self.note = Some(self.active);
+        let pending = Pending::Note { point: self.checkpoint };
+        self.submit(pending, Operation::Write { file, position: BLOCK_BYTES as u64, data: buffer.freeze(), durable: true });
+    }
+
+    pub(super) fn note_written(&mut self, point: format::LogPoint, result: Result<(), Fault>) {
+        self.note = None;
+        match result {
+            Ok(()) => self.checkpoint_anchored(point),
+            Err(fault) => self.fence_off(fault),
+        }
+    }
+
+    /// Stable media say where the checkpoint is.
+    pub(super) fn checkpoint_anchored(&mut self, point: format::LogPoint) {
+        if point.sequence > self.anchored.sequence {
+            self.anchored = point;
+        }
+        self.retire_dead_segments();
     }
 }
 

@@ -16,7 +16,7 @@ use super::format::{
     DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, FORMAT_VERSION, LogPoint, Run, SEAL_MAGIC, SEGMENT_MAGIC, SealBlock, SegmentHeader,
     SegmentKind, block_up, seed,
 };
-use super::index::{Footer, RunIndex};
+use super::index::{Footer, Place, RunIndex};
 use super::segment::{Segment, State};
 use super::{Log, Pending, Stop};
 
@@ -107,7 +107,11 @@ impl Log {
         }
         match job.phase {
             Phase::Footers => self.clean_footers(),
-            Phase::Acquire => self.clean_submit(Operation::Acquire { at_least_bytes: (8 << 20).min(u64::from(self.config.segment_bytes)) }),
+            Phase::Acquire => {
+                // On a full disk the cleaner may take the reserve: it gives more back.
+                let at_least_bytes = if self.disk_full { 0 } else { self.config.acquire_bytes.min(u64::from(self.config.segment_bytes)) };
+                self.clean_submit(Operation::Acquire { at_least_bytes });
+            }
             Phase::Extend => self.clean_extend(),
             Phase::Copy => self.clean_copy(),
             Phase::Footer => self.clean_footer(),
@@ -126,7 +130,7 @@ impl Log {
             s.is_sealed()
                 && !s.damaged
                 && s.live_bytes > 0
-                && (s.kind == SegmentKind::Store || s.number < self.checkpoint.segment)
+                && (s.kind == SegmentKind::Store || s.number < self.anchored.segment)
                 && !self.swaps.iter().any(|swap| swap.sources.contains(&s.number))
         };
         // What one segment held, one store holds: frames lie closer there. More must leave room for a footer.
@@ -172,8 +176,9 @@ impl Log {
             let Some(footer) = self.footers.get(source) else { return self.read_footer(source) };
             for entry in &footer.directory {
                 let Some(places) = self.partitions.get(entry.partition as usize) else { continue };
-                if places.places.iter().any(|p| p.segment == source) {
-                    let alive = footer.runs_of(PartitionId(entry.partition)).iter().filter(|run| run.end_offset() > places.start_offset);
+                let within = |p: &Place| p.segment == source && p.base_offset < entry.end_offset && entry.base_offset < p.end_offset;
+                if places.places.iter().any(within) {
+                    let alive = footer.runs_of_entry(entry).iter().filter(|run| run.end_offset() > places.start_offset);
                     job.runs.extend(alive.map(|run| (entry.partition, source, *run)));
                 }
             }
@@ -181,8 +186,8 @@ impl Log {
         }
         let runs = job.runs.make_contiguous();
         runs.sort_unstable_by_key(|(partition, _, run)| (*partition, run.base_offset));
-        let partitions = runs.chunk_by(|a, b| a.0 == b.0).count();
-        let footer_bytes = runs.len() * super::format::RUN_BYTES + partitions * DIRECTORY_ENTRY_BYTES;
+        let stretches = runs.chunk_by(|a, b| a.0 == b.0 && a.2.end_offset() == b.2.base_offset).count();
+        let footer_bytes = runs.len() * super::format::RUN_BYTES + stretches * DIRECTORY_ENTRY_BYTES;
         let blocks = |bytes: u64| bytes.next_multiple_of(BLOCK_BYTES as u64);
         job.total_bytes =
             blocks(u64::from(DATA_START) + runs.iter().map(|(_, _, run)| u64::from(run.len)).sum::<u64>()) + blocks(footer_bytes as u64);
@@ -211,7 +216,7 @@ impl Log {
             job.phase = Phase::Copy;
             return;
         }
-        let to_bytes = (file.written_bytes + (16 << 20)).min(job.total_bytes.next_multiple_of(BLOCK_BYTES as u64));
+        let to_bytes = (file.written_bytes + self.config.extend_step_bytes).min(job.total_bytes.next_multiple_of(BLOCK_BYTES as u64));
         self.clean_submit(Operation::Extend { file: file.file, to_bytes });
     }
 

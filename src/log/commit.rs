@@ -142,8 +142,10 @@ impl Log {
         }
         if self.commits.advance(self.now.monotonic_us) {
             let (written, flushed) = (self.commits.written, self.commits.flushed);
-            self.events.push_back(LogEvent::Written { sequence: written });
-            self.events.push_back(LogEvent::Flushed { sequence: flushed });
+            if self.config.plant != Some(Plant::AckBeforeFlush) {
+                self.events.push_back(LogEvent::Written { sequence: written });
+                self.events.push_back(LogEvent::Flushed { sequence: flushed });
+            }
         }
         self.unblock();
     }

@@ -96,7 +96,7 @@ pub struct SegmentHeader {
     pub crc: u32,
 }
 
-/// Block 1.
+/// Block 1. See also [`SealBlock::note`].
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SealBlock {
     /// [`SEAL_MAGIC`].
@@ -199,7 +199,7 @@ const _: () = assert!(size_of::<ArchivedRun>() == RUN_BYTES);
 const _: () = assert!(size_of::<ArchivedDirectoryEntry>() == DIRECTORY_ENTRY_BYTES);
 const _: () = assert!(size_of::<ArchivedSegmentHeader>() == SEGMENT_HEADER_BYTES);
 const _: () = assert!(size_of::<ArchivedSealBlock>() == SEAL_BLOCK_BYTES);
-const _: () = assert!(SEGMENT_HEADER_BYTES <= BLOCK_BYTES && SEAL_BLOCK_BYTES <= BLOCK_BYTES);
+const _: () = assert!(SEGMENT_HEADER_BYTES <= BLOCK_BYTES && SEAL_BLOCK_BYTES <= 512);
 
 /// Size of a run in a footer.
 pub const RUN_BYTES: usize = 36;
@@ -245,6 +245,30 @@ impl SegmentHeader {
 }
 
 impl SealBlock {
+    /// What block 1 of an unsealed segment may hold: no end, no footer, only where the last checkpoint is. Both
+    /// lie in one sector, so one of the two is always there when the seal block takes its place.
+    pub fn note(number: u64, checkpoint: LogPoint) -> SealBlock {
+        SealBlock {
+            magic: SEAL_MAGIC,
+            number,
+            end_position: 0,
+            footer_position: 0,
+            footer_len: 0,
+            footer_crc: 0,
+            directory_count: 0,
+            directory_crc: 0,
+            group_crc: 0,
+            last_sequence: 0,
+            checkpoint,
+            crc: 0,
+        }
+    }
+
+    /// Only a [`SealBlock::note`].
+    pub fn is_note(&self) -> bool {
+        self.end_position == 0
+    }
+
     /// Block 1.
     pub fn to_block(mut self, seed: u32) -> [u8; BLOCK_BYTES] {
         self.crc = 0;

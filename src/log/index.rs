@@ -15,6 +15,8 @@ pub struct RunIndex {
     lists: Vec<Vec<u32>>,
     /// Partition → index into `lists`; ordered, because the footer is.
     by_partition: BTreeMap<u32, u32>,
+    /// Offsets missing between a partition's runs, counted over all partitions.
+    gaps: usize,
 }
 
 impl RunIndex {
@@ -44,6 +46,7 @@ impl RunIndex {
         if is_newest
             && let Some(run) = self.runs.last_mut()
             && run.position + run.len == frame.position
+            && run.end_offset() == frame.base_offset
             && run.len + frame.len <= run_bytes_max
         {
             run.len += frame.len;
@@ -52,6 +55,8 @@ impl RunIndex {
             run.append_time_ms = frame.append_time_ms;
             return;
         }
+        let goes_on = list.last().is_none_or(|&last| self.runs[last as usize].end_offset() == frame.base_offset);
+        self.gaps += usize::from(!goes_on);
         list.push(self.runs.len() as u32);
         self.runs.push(frame);
     }
@@ -72,36 +77,37 @@ impl RunIndex {
 
     /// Bytes the footer will take.
     pub fn footer_bytes(&self) -> usize {
-        self.lists.len() * DIRECTORY_ENTRY_BYTES + self.runs.len() * RUN_BYTES
+        (self.lists.len() + self.gaps) * DIRECTORY_ENTRY_BYTES + self.runs.len() * RUN_BYTES
     }
 
-    /// The directory, in order of partition.
+    /// The directory, in order of partition and offset: one entry per stretch of offsets without a gap. (A store
+    /// made of segments that aren't neighbours has gaps, and another segment may hold what belongs there.)
     pub fn directory(&self) -> Vec<DirectoryEntry> {
-        let mut first_run = 0;
-        self.by_partition
-            .iter()
-            .map(|(&partition, &list)| {
-                let list = &self.lists[list as usize];
-                let mut entry = DirectoryEntry {
-                    partition,
-                    first_run,
-                    run_count: list.len() as u32,
-                    bytes: 0,
-                    base_offset: list.first().map_or(0, |&i| self.runs[i as usize].base_offset),
-                    end_offset: list.last().map_or(0, |&i| self.runs[i as usize].end_offset()),
-                    largest_timestamp_ms: i64::MIN,
-                    append_time_ms: i64::MIN,
-                };
-                for &i in list {
-                    let run = &self.runs[i as usize];
+        let mut directory: Vec<DirectoryEntry> = Vec::with_capacity(self.lists.len() + self.gaps);
+        let listed = self.by_partition.iter().flat_map(|(&partition, &list)| self.lists[list as usize].iter().map(move |&i| (partition, i)));
+        for (first_run, (partition, i)) in listed.enumerate() {
+            let run = &self.runs[i as usize];
+            match directory.last_mut() {
+                Some(entry) if entry.partition == partition && entry.end_offset == run.base_offset => {
+                    entry.run_count += 1;
                     entry.bytes += u64::from(run.len);
+                    entry.end_offset = run.end_offset();
                     entry.largest_timestamp_ms = entry.largest_timestamp_ms.max(run.largest_timestamp_ms);
                     entry.append_time_ms = entry.append_time_ms.max(run.append_time_ms);
                 }
-                first_run += entry.run_count;
-                entry
-            })
-            .collect()
+                _ => directory.push(DirectoryEntry {
+                    partition,
+                    first_run: first_run as u32,
+                    run_count: 1,
+                    bytes: u64::from(run.len),
+                    base_offset: run.base_offset,
+                    end_offset: run.end_offset(),
+                    largest_timestamp_ms: run.largest_timestamp_ms,
+                    append_time_ms: run.append_time_ms,
+                }),
+            }
+        }
+        directory
     }
 
     /// The whole footer, and how many directory entries begin it.
@@ -143,13 +149,17 @@ impl Footer {
 
     /// The runs of `partition` in order of offset.
     pub fn runs_of(&self, partition: PartitionId) -> &[Run] {
-        match self.directory.binary_search_by_key(&partition.0, |d| d.partition) {
-            Ok(i) => {
-                let entry = &self.directory[i];
-                &self.runs[entry.first_run as usize..(entry.first_run + entry.run_count) as usize]
-            }
-            Err(_) => &[],
+        let first = self.directory.partition_point(|d| d.partition < partition.0);
+        let end = self.directory.partition_point(|d| d.partition <= partition.0);
+        match &self.directory[first..end] {
+            [] => &[],
+            entries => &self.runs[entries[0].first_run as usize..(entries[end - first - 1].first_run + entries[end - first - 1].run_count) as usize],
         }
+    }
+
+    /// The runs of one directory entry.
+    pub fn runs_of_entry(&self, entry: &DirectoryEntry) -> &[Run] {
+        &self.runs[entry.first_run as usize..(entry.first_run + entry.run_count) as usize]
     }
 
     fn memory_bytes(&self) -> usize {
@@ -263,11 +273,13 @@ impl PartitionPlaces {
         self.places.insert(at, place);
     }
 
-    /// Takes out the place in `segment`.
-    pub fn remove_segment(&mut self, segment: u64) -> Option<Place> {
-        let at = self.places.iter().position(|p| p.segment == segment)?;
-        let place = self.places.remove(at)?;
-        self.bytes -= place.bytes;
-        Some(place)
+    /// Takes out every place in `segment`.
+    pub fn remove_segment(&mut self, segment: u64) {
+        let bytes = &mut self.bytes;
+        self.places.retain(|place| {
+            let stays = place.segment != segment;
+            *bytes -= if stays { 0 } else { place.bytes };
+            stays
+        });
     }
 }

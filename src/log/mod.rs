@@ -47,6 +47,12 @@ pub struct LogConfig {
     pub shard: ShardId,
     /// Length of a segment file.
     pub segment_bytes: u32,
+    /// A new file is asked for with at least so many written blocks.
+    pub acquire_bytes: u64,
+    /// Written blocks are kept so far ahead of the writer …
+    pub ahead_bytes: u64,
+    /// … and made in steps of this.
+    pub extend_step_bytes: u64,
     /// Length of an append buffer.
     pub chunk_bytes: u32,
     /// Written groups not yet flushed, at most.
@@ -87,6 +93,9 @@ impl LogConfig {
         LogConfig {
             shard,
             segment_bytes,
+            acquire_bytes: 8 << 20,
+            ahead_bytes: 64 << 20,
+            extend_step_bytes: 16 << 20,
             chunk_bytes,
             commits_in_flight_max: 4,
             tail_cache_bytes: (memory_bytes * 5 / 8).max(4 * chunk_bytes as usize),
@@ -262,7 +271,9 @@ enum Pending {
     /// More written blocks for the active segment or the next one.
     Extend { file: FileId },
     /// Part of a footer, or the seal block, of a segment.
-    Seal { segment: u64 },
+    Seal { segment: u64, point: LogPoint },
+    /// Where the checkpoint is, in the active segment.
+    Note { point: LogPoint },
     /// One device read of a cold read.
     Read { ticket: u64, part: usize },
     /// A footer.
@@ -303,6 +314,12 @@ pub struct Log {
     reads: Reads,
     cleaner: Cleaner,
     checkpoint: LogPoint,
+    /// The newest checkpoint that recovery is sure to find.
+    anchored: LogPoint,
+    /// Segment whose block 1 is being written to say where the checkpoint is.
+    note: Option<u64>,
+    /// First sequence in the active segment.
+    active_first_sequence: u64,
     checkpoint_begun: LogPoint,
     /// Begin of a checkpoint whose end was appended, and the sequence of that end.
     checkpoint_ending: Option<(LogPoint, u64)>,
@@ -316,6 +333,12 @@ pub struct Log {
     events: VecDeque<LogEvent>,
     blocked: bool,
     disk_full: bool,
+    /// A state record found no room: a file from the reserve is asked for.
+    state_starved: bool,
+    /// The last file acquired came from the reserve, …
+    reserve_next: bool,
+    /// … and has become the active segment.
+    reserve_active: bool,
     /// When to ask for a file again after the disk was full.
     retry_us: u64,
     fence: Option<Fault>,
@@ -406,8 +429,9 @@ impl Log {
         self.pump_mark();
         self.pump_segments();
         self.apply_swaps(self.flushed());
-        self.pump_seals();
+        // A checkpoint just complete travels with the next seal block.
         self.pump_checkpoint();
+        self.pump_seals();
         self.pump_reads();
         self.pump_cleaner();
         self.pump_stop();
@@ -425,7 +449,8 @@ impl Log {
             (Pending::Flush { entry }, Outcome::Flushed(result)) => self.flush_done(entry, result),
             (Pending::Acquire, Outcome::Acquired(result)) => self.acquired(result),
             (Pending::Extend { file }, Outcome::Extended(result)) => self.extended(file, result),
-            (Pending::Seal { segment }, Outcome::Written(result)) => self.seal_written(segment, result),
+            (Pending::Seal { segment, point }, Outcome::Written(result)) => self.seal_written(segment, point, result),
+            (Pending::Note { point }, Outcome::Written(result)) => self.note_written(point, result),
             (Pending::Read { ticket, part }, Outcome::Read(result)) => self.read_done(ticket, part, result),
             (Pending::Footer { segment }, Outcome::Read(result)) => self.footer_read(segment, result),
             (Pending::Clean, outcome) => self.cleaner_done(outcome),

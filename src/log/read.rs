@@ -92,8 +92,8 @@ impl Log {
             };
             match self.runs_of_segment(place.segment) {
                 Runs::Memory(index) => {
-                    let skip = index.first_after(partition, from.0);
-                    for run in index.runs_of(partition).skip(skip) {
+                    let skip = index.first_after(partition, from.0.max(place.base_offset));
+                    for run in index.runs_of(partition).skip(skip).take_while(|run| run.base_offset < place.end_offset) {
                         if !take(run) {
                             break;
                         }
@@ -101,8 +101,8 @@ impl Log {
                 }
                 Runs::Footer(footer) => {
                     let runs = footer.runs_of(partition);
-                    let skip = runs.partition_point(|run| run.end_offset() <= from.0);
-                    for run in &runs[skip..] {
+                    let skip = runs.partition_point(|run| run.end_offset() <= from.0.max(place.base_offset));
+                    for run in runs[skip..].iter().take_while(|run| run.base_offset < place.end_offset) {
                         if !take(run) {
                             break;
                         }
@@ -130,7 +130,8 @@ impl Log {
         let Some(places) = self.partitions.get(partition.0 as usize) else { return LocatedTime::None };
         let found = places.places.iter().find(|p| p.largest_timestamp_ms >= timestamp_ms && p.base_offset < below.0).copied();
         let Some(place) = found else { return LocatedTime::None };
-        let wanted = |run: &&Run| run.largest_timestamp_ms >= timestamp_ms && run.base_offset < below.0;
+        let within = place.base_offset..place.end_offset.min(below.0);
+        let wanted = |run: &&Run| run.largest_timestamp_ms >= timestamp_ms && within.contains(&run.base_offset);
         let mut missing = false;
         let run = match self.runs_of_segment(place.segment) {
             Runs::Memory(index) => index.runs_of(partition).find(wanted).copied(),
@@ -317,11 +318,13 @@ impl Log {
             return true;
         }
         let Ok(buffer) = self.arena.allocate(block_up(len) as usize) else { return false };
+        self.lease(number);
         self.submit(Pending::Footer { segment: number }, Operation::Read { file, position: u64::from(position), into: buffer });
         true
     }
 
     pub(super) fn footer_read(&mut self, number: u64, result: Result<Buffer, Fault>) {
+        self.release(number);
         let Some((seed, State::Sealed { footer_len, footer_crc, directory_count, .. })) =
             self.segments.get(&number).map(|s| (s.seed, &s.state))
         else {

@@ -109,6 +109,8 @@ pub(super) struct Found {
     pub file: SegmentFile,
     pub header: SegmentHeader,
     pub seal: Option<SealBlock>,
+    /// Where it says the last checkpoint is.
+    pub checkpoint: LogPoint,
 }
 
 /// A group whose checksums hold.
@@ -213,8 +215,9 @@ pub(super) fn find(
         if let Some(header) = SegmentHeader::read(&buffer[..BLOCK_BYTES])
             && header.shard == shard.0
         {
-            let seal = SealBlock::read(&buffer[BLOCK_BYTES..], seed(header.salt), header.number);
-            found.push(Found { file, header, seal });
+            let block = SealBlock::read(&buffer[BLOCK_BYTES..], seed(header.salt), header.number);
+            let checkpoint = block.map(|b| b.checkpoint).filter(|c| c.sequence > header.checkpoint.sequence).unwrap_or(header.checkpoint);
+            found.push(Found { file, header, seal: block.filter(|b| !b.is_note()), checkpoint });
         }
     }
     found.sort_by_key(|f| f.header.number);
@@ -268,15 +271,13 @@ pub(super) fn survey(
     let dead = dead_numbers(&found);
     let log_segments: Vec<Found> =
         found.iter().copied().filter(|f| f.header.segment_kind() == SegmentKind::Log && !dead.contains(&f.header.number)).collect();
-    let pointers = found.iter().flat_map(|f| [Some(f.header.checkpoint), f.seal.map(|s| s.checkpoint)]).flatten();
-    let checkpoint = pointers.filter(|p| p.segment > 0).max_by_key(|p| p.sequence).unwrap_or_default();
+    let checkpoint = found.iter().map(|f| f.checkpoint).filter(|p| p.segment > 0).max_by_key(|p| p.sequence).unwrap_or_default();
     let newest_epoch = found.iter().map(|f| f.header.epoch).max().unwrap_or(0);
 
     let mut scan = Scan {
         config,
         arena,
         report,
-        found: found.clone(),
         good: Good { unknown: true, ..Good::default() },
         declared: BTreeSet::new(),
         swapped_in: BTreeSet::new(),
@@ -289,6 +290,10 @@ pub(super) fn survey(
         return Err(OpenError::MissingSegment { number: checkpoint.segment });
     }
     let chain: Vec<Found> = log_segments.iter().copied().filter(|f| f.header.number >= checkpoint.segment).collect();
+    // What a dead process wrote may be in the device's cache only: readable now, and gone with the next power cut.
+    for segment in &chain {
+        volume.flush(segment.file.file)?;
+    }
     for (at, segment) in chain.iter().enumerate() {
         scan.segment(volume, segment, &chain[at + 1..], checkpoint, replay)?;
         if scan.cut {
@@ -298,6 +303,8 @@ pub(super) fn survey(
     let Scan { mut report, good, declared, swapped_in, swapped_out, scanned, indexes, .. } = scan;
     report.was_clean = chain.last().is_some_and(|f| f.seal.is_some()) && report.torn_tail.is_none();
 
+    // A segment opened and left without a valid group lies behind the end that the next epoch will name.
+    let scanned: BTreeSet<u64> = scanned.into_iter().filter(|&number| number <= good.segment).collect();
     let live: BTreeSet<u64> = declared.iter().chain(&swapped_in).chain(&scanned).copied().filter(|n| !swapped_out.contains(n)).collect();
     Ok(Survey { report, found, live, good, indexes, checkpoint, newest_epoch })
 }
@@ -306,7 +313,6 @@ struct Scan<'a> {
     config: &'a LogConfig,
     arena: &'a Arena,
     report: RecoveryReport,
-    found: Vec<Found>,
     good: Good,
     declared: BTreeSet<u64>,
     swapped_in: BTreeSet<u64>,
@@ -358,6 +364,9 @@ impl Log {
             reads: Default::default(),
             cleaner: Default::default(),
             checkpoint,
+            anchored: checkpoint,
+            note: None,
+            active_first_sequence: 0,
             checkpoint_begun: LogPoint::default(),
             checkpoint_ending: None,
             swaps: VecDeque::new(),
@@ -368,6 +377,9 @@ impl Log {
             events: VecDeque::new(),
             blocked: false,
             disk_full: false,
+            state_starved: false,
+            reserve_next: false,
+            reserve_active: false,
             retry_us: 0,
             fence: None,
             stop: Stop::No,
@@ -462,7 +474,7 @@ impl Log {
         let own_free = found.iter().filter(|f| !live.contains(&f.header.number)).map(|f| f.file).max_by_key(|f| f.written_bytes);
         let file = match own_free {
             Some(file) => file,
-            None => volume.create((8 << 20).min(u64::from(self.config.segment_bytes)))?,
+            None => volume.create(self.config.acquire_bytes.min(u64::from(self.config.segment_bytes)))?,
         };
         let previous =
             EpochEnd { epoch: newest_epoch, segment: good.segment, position: good.position, sequence: good.sequence, group_crc: good.crc };
@@ -496,8 +508,9 @@ impl Scan<'_> {
             (self.good.segment, self.good.position) = (number, DATA_START);
         }
         // A sealed segment brings its index in its footer: only what the checkpoint doesn't cover is replayed.
-        let known_end =
-            later.iter().find(|f| f.header.previous.epoch == header.epoch).map(|f| f.header.previous).filter(|end| end.segment == number);
+        let across = self.config.plant == Some(Plant::SequencesAcrossEpochs);
+        let ended = later.iter().find(|f| f.header.previous.epoch == header.epoch && !across).map(|f| f.header.previous);
+        let known_end = ended.filter(|end| end.segment == number);
         // … unless a repair has cut it short.
         let sealed = found.seal.filter(|s| !self.config.accept_loss && known_end.is_none_or(|end| end.position >= s.end_position));
         let mut position = DATA_START;
@@ -507,8 +520,6 @@ impl Scan<'_> {
         } else if self.good.unknown {
             self.good.sequence = header.first_sequence - 1;
         }
-        let known_end =
-            later.iter().find(|f| f.header.previous.epoch == header.epoch).map(|f| f.header.previous).filter(|end| end.segment == number);
         let end = sealed.map(|s| s.end_position).or(known_end.map(|end| end.position));
         let mut index = RunIndex::default();
         let arena = self.arena.clone();
@@ -549,7 +560,7 @@ impl Scan<'_> {
             self.report.torn_tail = Some((file, number, position));
             return Ok(());
         }
-        if end.is_some() || next.is_some_and(|n| n.header.epoch != header.epoch) {
+        if end.is_some() || (next.is_some_and(|n| n.header.epoch != header.epoch) && !across) {
             return Err(OpenError::Rot { file, segment: number, position, what });
         }
         self.judge(volume, found, later, position, what)
@@ -591,9 +602,7 @@ impl Scan<'_> {
     /// further on knows it (or a later one) as flushed, it was on stable media.
     fn judge(&mut self, volume: &mut dyn Volume, found: &Found, later: &[Found], position: u32, what: String) -> Result<(), OpenError> {
         let across = self.config.plant == Some(Plant::SequencesAcrossEpochs);
-        let dead: Vec<Found> =
-            if across { self.found.iter().copied().filter(|f| f.header.number != found.header.number).collect() } else { Vec::new() };
-        let places = std::iter::once((found, position)).chain(later.iter().chain(&dead).map(|f| (f, DATA_START)));
+        let places = std::iter::once((found, position)).chain(later.iter().map(|f| (f, DATA_START)));
         let arena = self.arena.clone();
         let mut torn = false;
         for (segment, from) in places {

@@ -4,7 +4,7 @@ use ringmain_wire::{Offset, PartitionId};
 
 use crate::device::{BLOCK_BYTES, Fault, FileId, Operation, SegmentFile};
 
-use super::format::{EpochEnd, LogRecord, SealBlock, SegmentHeader, SegmentKind, block_up};
+use super::format::{EpochEnd, LogPoint, LogRecord, SealBlock, SegmentHeader, SegmentKind, block_up};
 use super::index::RunIndex;
 use super::{Log, LogEvent, Pending, Plant, Stop};
 
@@ -65,12 +65,6 @@ pub(super) struct PendingSwap {
     pub stores: Vec<(Segment, super::index::Footer)>,
 }
 
-/// Zero-filled blocks are kept so far ahead of the writer …
-const AHEAD_BYTES: u64 = 64 << 20;
-/// … in steps of this.
-const EXTEND_STEP_BYTES: u64 = 16 << 20;
-/// A new file is asked for with at least so many.
-const ACQUIRE_BYTES: u64 = 8 << 20;
 /// A footer leaves in pieces of this.
 const FOOTER_PIECE_BYTES: usize = 256 << 10;
 /// After the disk was full, a file is asked for again after so long.
@@ -110,6 +104,7 @@ impl Log {
         let Ok(buffer) = self.arena.allocate(BLOCK_BYTES) else { return false };
         self.seal_active();
         self.next = Next::None;
+        self.reserve_active = std::mem::take(&mut self.reserve_next);
         self.open_segment(file, EpochEnd::default(), Some(buffer));
         true
     }
@@ -153,6 +148,7 @@ impl Log {
         };
         self.segments.insert(number, segment);
         self.active = number;
+        self.active_first_sequence = self.sequence + 1;
         self.position = super::format::DATA_START;
         if let Some(mut buffer) = buffer {
             buffer.copy_from_slice(&header.to_block());
@@ -197,6 +193,8 @@ impl Log {
         let (position, bytes) = if *written < footer.len() {
             let piece = &footer[*written..footer.len().min(*written + FOOTER_PIECE_BYTES)];
             (footer_position + *written as u32, piece.to_vec())
+        } else if self.note == Some(number) {
+            return;
         } else {
             let seal = SealBlock {
                 magic: super::format::SEAL_MAGIC,
@@ -220,7 +218,8 @@ impl Log {
         if end > segment.written_bytes {
             if !segment.extending {
                 segment.extending = true;
-                self.submit(Pending::Extend { file }, Operation::Extend { file, to_bytes: end.next_multiple_of(1 << 20).max(end) });
+                let to_bytes = (segment.written_bytes + self.config.extend_step_bytes).min(u64::from(self.config.segment_bytes)).max(end);
+                self.submit(Pending::Extend { file }, Operation::Extend { file, to_bytes });
             }
             if let Some(Segment { state: State::Sealing { sealing, .. }, .. }) = self.segments.get_mut(&number) {
                 *sealing = false;
@@ -235,12 +234,12 @@ impl Log {
         buffer[..bytes.len()].copy_from_slice(&bytes);
         *in_flight = true;
         self.submit(
-            Pending::Seal { segment: number },
+            Pending::Seal { segment: number, point: checkpoint },
             Operation::Write { file, position: u64::from(position), data: buffer.freeze(), durable: true },
         );
     }
 
-    pub(super) fn seal_written(&mut self, number: u64, result: Result<(), Fault>) {
+    pub(super) fn seal_written(&mut self, number: u64, point: LogPoint, result: Result<(), Fault>) {
         if let Err(fault) = result {
             return self.fence_off(fault);
         }
@@ -263,7 +262,7 @@ impl Log {
         if let Some(footer) = super::index::Footer::read(&footer, directory_count) {
             self.footers.insert(number, footer);
         }
-        self.retire_dead_segments();
+        self.checkpoint_anchored(point);
     }
 
     /// Asks for written blocks ahead of the writer, and for the next file in time.
@@ -274,17 +273,19 @@ impl Log {
         let segment_bytes = u64::from(self.config.segment_bytes);
         let position = u64::from(self.position);
         let Some(active) = self.segments.get(&self.active) else { return };
-        if active.written_bytes < segment_bytes && active.written_bytes < position + AHEAD_BYTES {
+        if active.written_bytes < segment_bytes && active.written_bytes < position + self.config.ahead_bytes {
             self.extend_wanted();
         }
         match self.next {
             Next::None if self.blocked || position > segment_bytes / 2 => {
                 self.next = Next::Acquiring;
-                self.submit(Pending::Acquire, Operation::Acquire { at_least_bytes: ACQUIRE_BYTES.min(segment_bytes) });
+                self.reserve_next = self.disk_full && std::mem::take(&mut self.state_starved);
+                let at_least_bytes = if self.reserve_next { 0 } else { self.config.acquire_bytes.min(segment_bytes) };
+                self.submit(Pending::Acquire, Operation::Acquire { at_least_bytes });
             }
-            Next::Ready(file) if file.written_bytes < segment_bytes.min(AHEAD_BYTES) && position > segment_bytes / 4 * 3 => {
+            Next::Ready(file) if file.written_bytes < segment_bytes.min(self.config.ahead_bytes) && position > segment_bytes / 4 * 3 => {
                 self.next = Next::Extending(file);
-                let to_bytes = (file.written_bytes + EXTEND_STEP_BYTES).min(segment_bytes);
+                let to_bytes = (file.written_bytes + self.config.extend_step_bytes).min(segment_bytes);
                 self.submit(Pending::Extend { file: file.file }, Operation::Extend { file: file.file, to_bytes });
             }
             _ => {}
@@ -299,7 +300,7 @@ impl Log {
             return;
         }
         active.extending = true;
-        let (file, to_bytes) = (active.file, (active.written_bytes + EXTEND_STEP_BYTES).min(segment_bytes));
+        let (file, to_bytes) = (active.file, (active.written_bytes + self.config.extend_step_bytes).min(segment_bytes));
         self.submit(Pending::Extend { file }, Operation::Extend { file, to_bytes });
     }
 
@@ -307,7 +308,12 @@ impl Log {
         match result {
             Ok(file) => {
                 self.next = Next::Ready(file);
-                self.disk_full = false;
+                self.disk_full = self.reserve_next;
+                if self.reserve_next {
+                    // Taken for records that wait; data stays refused until a file that isn't from the reserve is had.
+                    self.seal_group();
+                    self.roll();
+                }
                 self.unblock();
             }
             Err(_) => {
@@ -394,7 +400,7 @@ impl Log {
         if self.fence.is_some() || self.stop != Stop::No {
             return;
         }
-        let dead = |s: &Segment| s.live_bytes == 0 && s.is_sealed() && (s.kind == SegmentKind::Store || s.number < self.checkpoint.segment);
+        let dead = |s: &Segment| s.live_bytes == 0 && s.is_sealed() && (s.kind == SegmentKind::Store || s.number < self.anchored.segment);
         let swapped = |number: u64| self.swaps.iter().any(|swap| swap.sources.contains(&number));
         let sources: Vec<u64> =
             self.segments.values().filter(|s| dead(s) && !swapped(s.number) && !self.cleaner.uses(s.number)).map(|s| s.number).collect();
@@ -425,7 +431,9 @@ impl Log {
             let moved = swap.stores.iter().flat_map(|(_, footer)| footer.directory.iter().map(|entry| entry.partition as usize));
             for partition in moved {
                 for &source in &swap.sources {
-                    self.partitions.get_mut(partition).and_then(|places| places.remove_segment(source));
+                    if let Some(places) = self.partitions.get_mut(partition) {
+                        places.remove_segment(source);
+                    }
                 }
             }
             for &source in &swap.sources {

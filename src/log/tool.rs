@@ -251,7 +251,7 @@ pub fn dump(path: &Path, with_frames: bool, out: &mut dyn Write) -> Result<(), T
     for shard in shards(&mut volume, &files)? {
         let mut bytes_read = 0;
         for found in super::recovery::find(&mut volume, &arena, &files, ShardId(shard), &mut bytes_read)? {
-            let Found { file, header, seal } = found;
+            let Found { file, header, seal, .. } = found;
             let kind = if header.segment_kind() == SegmentKind::Log { "log" } else { "store" };
             let end = seal.map_or("open".into(), |s| format!("ends at {}", s.end_position));
             writeln!(out, "shard {shard} segment {} {kind} {} epoch {} {end}", header.number, file.file, header.epoch)?;

@@ -117,7 +117,8 @@ impl Broker {
             command.args(["--segment-bytes", "4M"]);
         }
         let began = Instant::now();
-        let mut child = clean(&mut command).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // Its standard input ends with this process, and it ends with its standard input.
+        let mut child = clean(&mut command).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, receiver) = channel();
         let said = Arc::clone(&self.said);

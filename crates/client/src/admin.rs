@@ -147,11 +147,11 @@ impl Call for DescribeTopic {
 }
 
 /// Asks for every topic, or for those named.
-pub(crate) fn metadata(topics: Option<&[&str]>) -> MetadataRequest {
+pub fn metadata(topics: Option<&[&str]>) -> MetadataRequest {
     MetadataRequest { topics: topics.map(|names| names.iter().map(|name| (*name).to_string()).collect()) }
 }
 
 /// Asks for an offset by time; see [`ListOffsets::timestamp_ms`] for the two special times.
-pub(crate) fn list_offset(partition: PartitionId, timestamp_ms: i64) -> ListOffsets {
+pub fn list_offset(partition: PartitionId, timestamp_ms: i64) -> ListOffsets {
     ListOffsets { version: CONTROL_VERSION, reserved: 0, partition: partition.0, timestamp_ms }
 }

@@ -376,6 +376,11 @@ impl ConsumerMachine {
         Ok(None)
     }
 
+    /// Whether complete replies wait for [`ConsumerMachine::poll_batch`]; they may turn out to hold no records.
+    pub fn has_arrivals(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
     /// Takes back the memory of a batch that was read, for the next replies.
     pub fn recycle(&mut self, batch: RecordBatch) {
         let port = self.topic.partitions[batch.partition_index as usize].port;

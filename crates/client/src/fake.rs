@@ -59,6 +59,8 @@ pub struct FakeBroker {
     pub refuse_for_good_one_in: u64,
     /// The acknowledgements of a burst come in a random order.
     pub shuffle: bool,
+    /// Fetches are never answered.
+    pub hold_fetches: bool,
     pub random: Random,
     pub produce_requests: u64,
     pub duplicates: u64,
@@ -85,6 +87,7 @@ impl FakeBroker {
             refuse_one_in: 0,
             refuse_for_good_one_in: 0,
             shuffle: false,
+            hold_fetches: false,
             random: Random::new(seed),
             produce_requests: 0,
             duplicates: 0,
@@ -104,6 +107,9 @@ impl FakeBroker {
             let body = input[at + Envelope::BYTES..to].to_vec();
             at = to;
             fetches += usize::from(envelope.op == Op::Fetch as u16);
+            if self.hold_fetches && envelope.op == Op::Fetch as u16 {
+                continue;
+            }
             let (result, moved) = self.answer(port, envelope.op, &body);
             let (body, error) = match result {
                 Ok(body) => (body, 0),

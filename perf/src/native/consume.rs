@@ -364,7 +364,7 @@ impl Lane {
             return payload_bytes;
         }
         let records = &body[BATCH_PREFIX_BYTES..];
-        let word_at = |bytes: &[u8], at: usize| bytes[at..at + 8].iter().rev().fold(0_u64, |word, b| word << 8 | u64::from(*b));
+        let word_at = |bytes: &[u8], at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_le_bytes(*b));
         if judge.verify {
             let mut wrong = 0;
             if judge.writer_count > 0 && value_bytes >= STAMPED_PAYLOAD_BYTES {

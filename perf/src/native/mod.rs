@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fd::OwnedFd;
+use rustix::net::sockopt::set_tcp_congestion;
 
 pub use consume::ConsumeLoad;
 pub use ping::ping;
@@ -68,11 +69,31 @@ impl Length {
     }
 }
 
+/// How the measured connections reach the broker.
+#[derive(Clone, Debug)]
+pub struct Door {
+    /// Its host.
+    pub host: IpAddr,
+    /// TCP congestion control of the load's side; `None` = the kernel's default.
+    pub congestion: Option<String>,
+}
+
+impl Door {
+    /// A connection that has said hello.
+    fn connect(&self, port: u16) -> Result<TcpStream> {
+        let stream = Control::connect(SocketAddr::new(self.host, port))?.into_stream();
+        if let Some(name) = &self.congestion {
+            set_tcp_congestion(&stream, name).with_context(|| format!("TCP congestion control '{name}' is not to be had here"))?;
+        }
+        Ok(stream)
+    }
+}
+
 /// What goes on in one run.
 #[derive(Debug)]
 pub struct Load<'a> {
-    /// The broker's host.
-    pub host: IpAddr,
+    /// How to reach the broker.
+    pub door: Door,
     /// The measured producers, then any in the background.
     pub produce: Vec<ProduceLoad>,
     /// The consumers.
@@ -266,7 +287,7 @@ impl<'a> Engine<'a> {
             let recorded = index == 0 && !counts_received;
             let mut group = Group::new(plan, recorded, &load.length);
             for (assignment, writer) in group.assignments().into_iter().zip(0_u16..) {
-                let stream = connect(load.host, assignment.port, &epoll, producers.len() as u64)?;
+                let stream = connect(&load.door, assignment.port, &epoll, producers.len() as u64)?;
                 producers.push(Producer::new(stream, producers.len() as u64, index, writer, &mut group, assignment));
             }
             groups.push(group);
@@ -274,7 +295,7 @@ impl<'a> Engine<'a> {
         if let Some(plan) = load.consume {
             for assignment in plan.assignments() {
                 let token = (producers.len() + consumers.len()) as u64;
-                let stream = connect(load.host, assignment.port, &epoll, token)?;
+                let stream = connect(&load.door, assignment.port, &epoll, token)?;
                 consumers.push(Consumer::new(stream, token, &plan, assignment));
             }
         }
@@ -323,19 +344,12 @@ impl<'a> Engine<'a> {
             if self.is_finished(now_ns)? {
                 return Ok(());
             }
-            let mut wake_ns = now_ns + LONGEST_SLEEP_NS;
+            let mut wake_ns = u64::MAX;
             for index in &paced {
                 let producer = &mut self.producers[*index];
                 wake_ns = wake_ns.min(producer.pump(&mut self.groups[producer.group], &mut self.shared, now_ns)?);
             }
-            let sleep_ns = wake_ns.saturating_sub(self.shared.clock.now_ns());
-            let sleep_ns = if sleep_ns < SHORTEST_SLEEP_NS { 0 } else { sleep_ns - SHORTEST_SLEEP_NS / 2 };
-            let timeout = Timespec { tv_sec: 0, tv_nsec: sleep_ns as i64 };
-            events.clear();
-            match epoll::wait(&self.shared.epoll, spare_capacity(&mut events), Some(&timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            self.wait(wake_ns, &mut events)?;
             for event in &events {
                 let (token, flags) = (event.data.u64() as usize, event.flags);
                 let readable = flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR);
@@ -351,11 +365,26 @@ impl<'a> Engine<'a> {
                     if readable {
                         consumer.receive(&mut self.shared)?;
                     } else {
-                        consumer.flush(&mut self.shared)?;
+                        consumer.flush(&self.shared)?;
                     }
                 }
             }
         }
+    }
+
+    /// Fills `events`; returns when there are some, or a little before `wake_ns`.
+    fn wait(&self, wake_ns: u64, events: &mut Vec<epoll::Event>) -> Result<()> {
+        let sleep_ns = wake_ns.saturating_sub(self.shared.clock.now_ns());
+        if sleep_ns > SHORTEST_SLEEP_NS {
+            // Waiting for the set itself is exact to the ns; the wait below rounds up to whole ms.
+            let timeout = Timespec { tv_sec: 0, tv_nsec: (sleep_ns - SHORTEST_SLEEP_NS / 2).min(LONGEST_SLEEP_NS) as i64 };
+            if wake_ns != u64::MAX {
+                ignore_interrupt(poll(&mut [PollFd::new(&self.shared.epoll, PollFlags::IN)], Some(&timeout)))?;
+            }
+        }
+        let timeout_ns = if wake_ns == u64::MAX { LONGEST_SLEEP_NS as i64 } else { 0 };
+        events.clear();
+        ignore_interrupt(epoll::wait(&self.shared.epoll, spare_capacity(events), Some(&Timespec { tv_sec: 0, tv_nsec: timeout_ns })))
     }
 
     /// Opens and closes the window when its time has come, and tells how far the run is.
@@ -439,6 +468,14 @@ impl<'a> Engine<'a> {
     }
 }
 
+/// A signal that arrives while waiting is no error: the flag it sets is looked at in every turn.
+fn ignore_interrupt(result: rustix::io::Result<usize>) -> Result<()> {
+    match result {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 impl Meter {
     fn edge(&self) -> Edge {
         Edge { broker_cpu: self.broker_cpu(), client_cpu: crate::broker::own_cpu() }
@@ -446,8 +483,8 @@ impl Meter {
 }
 
 /// A connection that has said hello, non-blocking and in the set.
-fn connect(host: IpAddr, port: u16, epoll: &OwnedFd, token: u64) -> Result<TcpStream> {
-    let stream = Control::connect(SocketAddr::new(host, port))?.into_stream();
+fn connect(door: &Door, port: u16, epoll: &OwnedFd, token: u64) -> Result<TcpStream> {
+    let stream = door.connect(port)?;
     stream.set_nonblocking(true)?;
     epoll::add(epoll, &stream, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
     Ok(stream)

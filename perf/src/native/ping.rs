@@ -1,7 +1,6 @@
 //! One message at a time on one connection: what a single synchronous producer waits for.
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -10,9 +9,9 @@ use anyhow::{Context, Result, bail};
 use ringmain_wire::control::ProduceReply;
 use ringmain_wire::{Envelope, Op, envelope};
 
-use super::{Clock, Faults, Length, Measured, Progress, Target, Window};
+use super::{Clock, Door, Faults, Length, Measured, Progress, Target, Window};
 use crate::broker::Meter;
-use crate::control::{Control, error_text};
+use crate::control::error_text;
 use crate::histogram::Recorder;
 use crate::workload::{KeyRing, Shape, Stamp, Times, sequence_word};
 
@@ -21,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs it: a blocking socket, so that waiting costs what it costs an ordinary program.
 pub fn ping(
-    host: std::net::IpAddr,
+    door: &Door,
     target: Target,
     shape: &Shape,
     length: &Length,
@@ -29,7 +28,7 @@ pub fn ping(
     meter: Meter,
     progress: &Arc<Progress>,
 ) -> Result<Measured> {
-    let mut stream = Control::connect(SocketAddr::new(host, target.port))?.into_stream();
+    let mut stream = door.connect(target.port)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut buffer = shape.buffer(0);
     let mut recorder = Recorder::new(length.expected());

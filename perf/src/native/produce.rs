@@ -244,7 +244,8 @@ impl Producer {
 
     /// Nothing is under way and nothing more will be sent.
     pub(super) fn is_idle(&self, group: &Group, shared: &Shared) -> bool {
-        let all_sent = self.schedule.is_none() || self.scheduled >= self.schedule_end || !group.must_end_schedule(shared);
+        let all_sent =
+            self.schedule.is_none() || self.lanes.is_empty() || self.scheduled >= self.schedule_end || !group.must_end_schedule(shared);
         all_sent && self.free.len() == self.pending.len()
     }
 

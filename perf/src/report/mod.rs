@@ -81,6 +81,8 @@ pub struct RunReport {
     pub filesystem: Option<String>,
     /// Device of the broker's data.
     pub device: Option<String>,
+    /// TCP congestion control of the load's sockets.
+    pub tcp_congestion: Option<String>,
     /// Release of the kernel.
     pub kernel: String,
     /// When the run began, UTC.
@@ -145,6 +147,7 @@ impl RunReport {
             in_flight: Some(options.in_flight()),
             partitions: Some(options.partitions()),
             rate: options.rate,
+            tcp_congestion: options.tcp_congestion.clone().or_else(default_congestion),
             window_seconds: Some(round(seconds, 3)),
             broker_cores_used: measured.broker_cpu.and_then(|cpu| per_second(cpu.as_secs_f64())),
             client_cores_used: per_second(measured.client_cpu.as_secs_f64()),
@@ -325,6 +328,10 @@ fn write_files(outcome: &Outcome, mode: Mode, directory: &Path) -> Result<()> {
     }
     fs::write(directory.join("report.html"), html::page(outcome)?)?;
     Ok(())
+}
+
+fn default_congestion() -> Option<String> {
+    Some(fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").ok()?.trim().to_owned())
 }
 
 /// `1234567.8` → `1,234,568`.

@@ -1,1 +1,478 @@
+//! Bytes in, requests and bytes out; no socket, no shard.
 
+use proptest::prelude::*;
+use ringmain_wire::control::{
+    self, AlterTopic, CONTROL_VERSION, CommitOffset, CreateTopic, ErrorReply, FetchReply, FetchRequest, Hello, HelloReply, ListOffsets,
+    MetadataReply, MetadataRequest, ProduceReply, ReadOffset, ReadOffsetReply, StatsRequest, TopicConfig, TopicName,
+};
+use ringmain_wire::envelope::flags;
+use ringmain_wire::frame::Identity;
+use ringmain_wire::{Envelope, ErrorCode, Op, PartitionId, RecordBatchBuilder, frame};
+
+use super::*;
+use crate::frontend::Piece;
+use crate::request::{Extent, FetchData, Fetched};
+
+const MAX_REQUEST_BYTES: u32 = 64 << 10;
+
+fn session() -> NativeSession {
+    NativeSession::new(NativeConfig { cluster_id: 7, max_request_bytes: MAX_REQUEST_BYTES, max_in_flight: 8 })
+}
+
+/// A session that has said hello; its reply has been taken out.
+fn established() -> NativeSession {
+    let mut session = session();
+    let mut out = Outbox::default();
+    let hello = request(Op::Hello, 1, &open_body(&hello()));
+    session.receive(&hello, Now::default(), &mut out).unwrap();
+    assert!(session.is_established());
+    session
+}
+
+fn hello() -> Hello {
+    Hello { protocol_version: 9, client_name: "test".into(), auth_mechanism: String::new(), auth_data: Vec::new() }
+}
+
+fn open_body<T>(message: &T) -> Vec<u8>
+where
+    T: for<'a> rkyv::Serialize<
+            rkyv::api::high::HighSerializer<rkyv::util::AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, rkyv::rancor::Error>,
+        >,
+{
+    let mut body = Vec::new();
+    control::write_open(message, &mut body);
+    body
+}
+
+fn request(op: Op, correlation: u64, body: &[u8]) -> Vec<u8> {
+    raw_request(op as u16, 0, correlation, body)
+}
+
+fn raw_request(op: u16, request_flags: u16, correlation: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Envelope { len: body.len() as u32, op, flags: request_flags, correlation }.to_bytes().to_vec();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+fn batch(records: u32) -> Vec<u8> {
+    let mut builder = RecordBatchBuilder::new();
+    (0..records).for_each(|i| builder.push(i64::from(i), None, Some(b"value"), b""));
+    builder.finish(Identity::plain(PartitionId(3))).to_vec()
+}
+
+/// The bytes of an outbox without frames.
+fn sent(out: &Outbox) -> Vec<u8> {
+    let bytes: Vec<u8> =
+        out.pieces.iter().flat_map(|piece| if let Piece::Bytes(bytes) = piece { bytes.clone() } else { panic!("{piece:?}") }).collect();
+    assert_eq!(bytes.len(), out.len_bytes);
+    bytes
+}
+
+/// The one reply in an outbox: its envelope and body.
+fn one_reply(out: &Outbox) -> (Envelope, Vec<u8>) {
+    let bytes = sent(out);
+    let envelope = Envelope::read(&bytes).unwrap();
+    assert_eq!(envelope.len as usize + Envelope::BYTES, bytes.len());
+    (envelope, bytes[Envelope::BYTES..].to_vec())
+}
+
+fn error_of(out: &Outbox) -> (Envelope, ErrorCode, String) {
+    let (envelope, body) = one_reply(out);
+    assert_eq!(envelope.flags & (flags::REPLY | flags::ERROR), flags::REPLY | flags::ERROR);
+    let error: ErrorReply = control::read_open(&body).unwrap();
+    (envelope, ErrorCode::from_number(error.code), error.message)
+}
+
+/// `body` of `op` is answered with `code` and the session goes on.
+fn check_refused(op: Op, body: &[u8], code: ErrorCode) {
+    let mut session = established();
+    let mut out = Outbox::default();
+    let bytes = request(op, 77, body);
+    let received = session.receive(&bytes, Now::default(), &mut out).unwrap();
+    assert!(matches!(received, Received::Handled { consumed_bytes } if consumed_bytes == bytes.len()), "{received:?}");
+    let (envelope, got, message) = error_of(&out);
+    assert_eq!((envelope.op, envelope.correlation, got), (op as u16, 77, code), "{message}");
+    assert!(!message.is_empty());
+    assert_eq!(session.in_flight(), 0);
+}
+
+/// `bytes` end the connection after an error reply.
+fn check_closed(mut session: NativeSession, bytes: &[u8], code: ErrorCode) {
+    let mut out = Outbox::default();
+    let error = session.receive(bytes, Now::default(), &mut out).expect_err("the connection must close");
+    assert_eq!(error_of(&out).1, code, "{}", error.message);
+}
+
+fn every_request() -> Vec<(Op, Vec<u8>)> {
+    let fetch = FetchRequest {
+        version: CONTROL_VERSION,
+        reserved: 0,
+        partition: 3,
+        offset: 9,
+        min_bytes: 1,
+        max_bytes: 2,
+        max_wait_ms: 4,
+        reserved2: 0,
+    };
+    let list = ListOffsets { version: CONTROL_VERSION, reserved: 0, partition: 3, timestamp_ms: -2 };
+    let alter = AlterTopic {
+        name: "t".into(),
+        partition_count: None,
+        durability: None,
+        retention_ms: Some(None),
+        retention_bytes: None,
+        max_message_bytes: None,
+    };
+    vec![
+        (Op::Produce, batch(2)),
+        (Op::Fetch, fetch.to_bytes().to_vec()),
+        (Op::ListOffsets, list.to_bytes().to_vec()),
+        (Op::CommitOffset, open_body(&CommitOffset { consumer: "reader".into(), partition: 3, offset: 8, metadata: "note".into() })),
+        (Op::ReadOffset, open_body(&ReadOffset { consumer: "a consumer with a long name".into(), partition: 3 })),
+        (Op::Metadata, open_body(&MetadataRequest { topics: Some(vec!["t".into()]) })),
+        (Op::CreateTopic, open_body(&CreateTopic { name: "t".into(), partition_count: 2, config: TopicConfig::default() })),
+        (Op::AlterTopic, open_body(&alter)),
+        (Op::DeleteTopic, open_body(&TopicName { name: "orders".into() })),
+        (Op::DescribeTopic, open_body(&TopicName { name: "a topic with a longer name".into() })),
+        (Op::Stats, open_body(&StatsRequest { reserved: 0 })),
+        (Op::InitProducer, Vec::new()),
+    ]
+}
+
+#[test]
+fn hello_is_answered_with_the_lower_version_and_the_limits() {
+    let mut session = session();
+    let mut out = Outbox::default();
+    let bytes = request(Op::Hello, 5, &open_body(&hello()));
+    assert!(
+        matches!(session.receive(&bytes, Now::default(), &mut out), Ok(Received::Handled { consumed_bytes }) if consumed_bytes == bytes.len())
+    );
+    let (envelope, body) = one_reply(&out);
+    assert_eq!((envelope.op, envelope.flags, envelope.correlation), (Op::Hello as u16, flags::REPLY, 5));
+    let reply: HelloReply = control::read_open(&body).unwrap();
+    assert_eq!((reply.protocol_version, reply.cluster_id, reply.max_request_bytes, reply.max_in_flight), (1, 7, MAX_REQUEST_BYTES, 8));
+}
+
+#[test]
+fn anything_before_hello_closes() {
+    for (op, body) in every_request() {
+        check_closed(session(), &request(op, 1, &body), ErrorCode::MalformedRequest);
+    }
+    check_closed(session(), &raw_request(999, 0, 1, b""), ErrorCode::MalformedRequest);
+}
+
+#[test]
+fn unacceptable_hello_closes() {
+    let refused = |change: &dyn Fn(&mut Hello), code| {
+        let mut hello = hello();
+        change(&mut hello);
+        check_closed(session(), &request(Op::Hello, 1, &open_body(&hello)), code);
+    };
+    refused(&|hello| hello.protocol_version = 0, ErrorCode::UnsupportedVersion);
+    refused(&|hello| hello.client_name = "x".repeat(257), ErrorCode::InvalidArgument);
+    refused(&|hello| hello.auth_mechanism = "PLAIN".into(), ErrorCode::Unauthenticated);
+    check_closed(session(), &request(Op::Hello, 1, b"\x01\0\0\0nonsense"), ErrorCode::MalformedRequest);
+    check_closed(session(), &request(Op::Hello, 1, b"\x09\0\0\0"), ErrorCode::UnsupportedVersion);
+}
+
+#[test]
+fn second_hello_is_refused_and_the_session_goes_on() {
+    check_refused(Op::Hello, &open_body(&hello()), ErrorCode::MalformedRequest);
+}
+
+/// The length alone decides: nothing of the body has to come first.
+#[test]
+fn envelope_beyond_the_limit_closes_before_its_body() {
+    let envelope = |len: u32| Envelope { len, op: Op::Hello as u16, flags: 0, correlation: 1 }.to_bytes();
+    let limit = (HELLO_LIMIT_BYTES - Envelope::BYTES) as u32;
+    check_closed(session(), &envelope(limit + 1), ErrorCode::MalformedRequest);
+    check_closed(session(), &envelope(u32::MAX), ErrorCode::MalformedRequest);
+    check_closed(established(), &envelope(MAX_REQUEST_BYTES + 1), ErrorCode::MessageTooLarge);
+    check_closed(established(), &envelope(u32::MAX), ErrorCode::MessageTooLarge);
+    let mut out = Outbox::default();
+    let waits = session()
+        .receive(&envelope(limit), Now::default(), &mut out)
+        .is_ok_and(|received| matches!(received, Received::More { needed_bytes: HELLO_LIMIT_BYTES }));
+    assert!(waits && out.is_empty());
+    let largest = envelope(MAX_REQUEST_BYTES);
+    let waits = established().receive(&largest, Now::default(), &mut out);
+    assert!(matches!(waits, Ok(Received::More { needed_bytes }) if needed_bytes == MAX_REQUEST_BYTES as usize + Envelope::BYTES));
+}
+
+#[test]
+fn request_cut_anywhere_waits_for_the_rest() {
+    for (op, body) in every_request() {
+        let bytes = request(op, 9, &body);
+        let mut session = established();
+        let mut out = Outbox::default();
+        for cut in 0..bytes.len() {
+            let needed = if cut < Envelope::BYTES { 0 } else { bytes.len() };
+            let received = session.receive(&bytes[..cut], Now::default(), &mut out).unwrap();
+            assert!(matches!(received, Received::More { needed_bytes } if needed_bytes == needed), "{op:?} cut at {cut}: {received:?}");
+        }
+        let mut two = bytes.clone();
+        two.extend_from_slice(&bytes);
+        let received = session.receive(&two, Now::default(), &mut out).unwrap();
+        assert!(matches!(received, Received::Request { consumed_bytes, .. } if consumed_bytes == bytes.len()), "{op:?}: {received:?}");
+        assert!(out.is_empty());
+        assert_eq!(session.in_flight(), 1);
+    }
+}
+
+#[test]
+fn requests_arrive_with_what_was_sent() {
+    let mut session = established();
+    let mut out = Outbox::default();
+    let mut seen = Vec::new();
+    for (op, body) in every_request() {
+        let bytes = request(op, 9, &body);
+        let Ok(Received::Request { request, .. }) = session.receive(&bytes, Now::default(), &mut out) else { panic!("{op:?}") };
+        seen.push(match request {
+            Request::Produce { frame } => format!("produce {} {}", frame.partition(), frame.header.producer.record_count),
+            Request::Fetch(f) => format!("fetch {} {} {} {} {}", f.partition, f.from, f.min_bytes, f.max_bytes, f.max_wait_ms),
+            Request::ListOffset { partition, timestamp_ms } => format!("list {partition} {timestamp_ms}"),
+            Request::CommitOffset { consumer, partition, offset, metadata } => format!("commit {consumer} {partition} {offset} {metadata}"),
+            Request::ReadOffset { consumer, partition } => format!("read {consumer} {partition}"),
+            Request::Metadata { topics } => format!("metadata {topics:?}"),
+            Request::CreateTopic(create) => format!("create {} {}", create.name, create.partition_count),
+            Request::AlterTopic(alter) => format!("alter {} {:?}", alter.name, alter.retention_ms),
+            Request::DeleteTopic { name } => format!("delete {name}"),
+            Request::DescribeTopic { name } => format!("describe {name}"),
+            Request::Stats => "stats".into(),
+            Request::InitProducer => "producer".into(),
+            other => format!("{other:?}"),
+        });
+    }
+    let expected = [
+        "produce 3 2",
+        "fetch 3 9 1 2 4",
+        "list 3 -2",
+        "commit reader 3 8 note",
+        "read a consumer with a long name 3",
+        "metadata Some([\"t\"])",
+        "create t 2",
+        "alter t Some(None)",
+        "delete orders",
+        "describe a topic with a longer name",
+        "stats",
+        "producer",
+    ];
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn malformed_bodies_are_refused_one_by_one() {
+    for (op, body) in every_request() {
+        let mut longer = body.clone();
+        longer.push(0);
+        let (cut, code) = match op {
+            Op::Produce => (body[..body.len() - 1].to_vec(), ErrorCode::CorruptFrame),
+            Op::InitProducer => (vec![0], ErrorCode::MalformedRequest),
+            _ => (body[..body.len() - 1].to_vec(), ErrorCode::MalformedRequest),
+        };
+        check_refused(op, &cut, code);
+        if matches!(op, Op::Fetch | Op::ListOffsets) {
+            check_refused(op, &longer, ErrorCode::MalformedRequest);
+        }
+        if !matches!(op, Op::Produce | Op::InitProducer) {
+            let mut newer = body.clone();
+            newer[0] = 2;
+            check_refused(op, &newer, ErrorCode::UnsupportedVersion);
+        }
+    }
+    let before_earliest = ListOffsets { version: CONTROL_VERSION, reserved: 0, partition: 3, timestamp_ms: -3 };
+    check_refused(Op::ListOffsets, &before_earliest.to_bytes(), ErrorCode::InvalidArgument);
+}
+
+#[test]
+fn damaged_batch_is_refused_wherever_it_is_damaged() {
+    let whole = batch(2);
+    let mut longer = whole.clone();
+    longer.push(0);
+    check_refused(Op::Produce, &longer, ErrorCode::CorruptFrame);
+    for at in (0..8).chain(frame::HALF_BYTES..whole.len()) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        check_refused(Op::Produce, &damaged, ErrorCode::CorruptFrame);
+    }
+}
+
+/// Sealed with a right checksum, so damage on the way is no excuse.
+#[test]
+fn batch_that_never_was_native_is_invalid() {
+    let sealed = |body_bytes: usize, format, records, change: &dyn Fn(&mut Identity)| {
+        let mut identity = Identity::plain(PartitionId(3));
+        change(&mut identity);
+        let mut bytes = vec![0; frame::HEADER_BYTES + body_bytes];
+        frame::seal(&mut bytes, format, records, identity);
+        bytes
+    };
+    let plain = |_: &mut Identity| {};
+    check_refused(Op::Produce, &sealed(100, Format::Kafka, 1, &plain), ErrorCode::InvalidBatch);
+    check_refused(Op::Produce, &sealed(100, Format::State, 1, &plain), ErrorCode::InvalidBatch);
+    check_refused(Op::Produce, &sealed(100, Format::Native, 0, &plain), ErrorCode::InvalidBatch);
+    check_refused(Op::Produce, &sealed(8, Format::Native, 1, &plain), ErrorCode::InvalidBatch);
+    check_refused(Op::Produce, &sealed(16 + 2 * 24 - 1, Format::Native, 2, &plain), ErrorCode::InvalidBatch);
+    check_refused(Op::Produce, &sealed(100, Format::Native, u32::MAX, &plain), ErrorCode::InvalidBatch);
+    check_refused(Op::Produce, &sealed(100, Format::Native, 1, &|i| i.flags = frame::flags::CONTROL), ErrorCode::InvalidBatch);
+    check_refused(Op::Produce, &sealed(100, Format::Native, 1, &|i| i.producer_id = ProducerId(-2)), ErrorCode::InvalidBatch);
+    let mut unknown_format = sealed(100, Format::Native, 1, &plain);
+    unknown_format[44] = 77;
+    let crc = crc32c::crc32c(&unknown_format[frame::BODY_CRC_FROM..]);
+    unknown_format[frame::HALF_BYTES..frame::BODY_CRC_FROM].copy_from_slice(&crc.to_le_bytes());
+    check_refused(Op::Produce, &unknown_format, ErrorCode::InvalidBatch);
+    let mut session = established();
+    let accepted = request(Op::Produce, 1, &sealed(16 + 2 * 24, Format::Native, 2, &|i| i.flags = frame::flags::QUEUE_HEADERS));
+    assert!(matches!(session.receive(&accepted, Now::default(), &mut Outbox::default()), Ok(Received::Request { .. })));
+}
+
+#[test]
+fn unknown_op_is_answered_with_its_number_and_the_session_goes_on() {
+    let mut session = established();
+    let mut out = Outbox::default();
+    let bytes = raw_request(4242, 0, 3, b"whatever");
+    assert!(matches!(session.receive(&bytes, Now::default(), &mut out), Ok(Received::Handled { consumed_bytes: 24 })));
+    let (envelope, code, _) = error_of(&out);
+    assert_eq!((envelope.op, envelope.correlation, code), (4242, 3, ErrorCode::UnsupportedOp));
+    let mut out = Outbox::default();
+    let bytes = raw_request(Op::InitProducer as u16, flags::REPLY, 3, b"");
+    session.receive(&bytes, Now::default(), &mut out).unwrap();
+    assert_eq!(error_of(&out).1, ErrorCode::MalformedRequest);
+}
+
+/// Sends one request and answers it; what goes out.
+fn answer(op: Op, body: &[u8], reply: Reply, moved: bool) -> Outbox {
+    let mut session = established();
+    let mut out = Outbox::default();
+    let bytes = request(op, 0xDEAD_BEEF_0123, body);
+    let Ok(Received::Request { id, .. }) = session.receive(&bytes, Now::default(), &mut out) else { panic!("{op:?} refused") };
+    session.reply(id, reply, moved, &mut out);
+    assert_eq!(session.in_flight(), 0);
+    out
+}
+
+#[test]
+fn produced_reply_written_by_hand_is_the_archive() {
+    for (moved, duplicate) in [(false, false), (true, false), (false, true)] {
+        let reply = Reply::Produced { base_offset: Offset(1 << 40), append_time_ms: 1_700_000_000_123, duplicate };
+        let (envelope, body) = one_reply(&answer(Op::Produce, &batch(1), reply, moved));
+        let expected_flags = if moved { flags::REPLY | flags::MOVED } else { flags::REPLY };
+        assert_eq!(envelope, Envelope { len: 24, op: Op::Produce as u16, flags: expected_flags, correlation: 0xDEAD_BEEF_0123 });
+        let expected = ProduceReply {
+            version: CONTROL_VERSION,
+            duplicate: duplicate.into(),
+            reserved: 0,
+            base_offset: 1 << 40,
+            append_time_ms: 1_700_000_000_123,
+        };
+        assert_eq!(body, expected.to_bytes());
+    }
+}
+
+#[test]
+fn fetched_reply_announces_its_frames_and_leaves_them_where_they_lie() {
+    let body = every_request()[1].1.clone();
+    let head =
+        Fetched { partition: PartitionId(3), high_watermark: Offset(20), log_start: Offset(1), next_offset: Offset(15), bytes: 4096 };
+    let extent = Extent { segment: 2, position: 64, len: 4096 };
+    let out = answer(Op::Fetch, &body, Reply::Fetched { head, data: FetchData::Extents(vec![extent]) }, false);
+    let pieces: Vec<&Piece> = out.pieces.iter().collect();
+    let [Piece::Bytes(bytes), Piece::Frames { data: FetchData::Extents(extents), bytes: 4096, .. }] = pieces[..] else {
+        panic!("{:?}", out.pieces)
+    };
+    assert_eq!(extents[..], [extent]);
+    assert_eq!(Envelope::read(bytes).unwrap().len, 32 + 4096);
+    let reply = FetchReply::read(&bytes[Envelope::BYTES..]).unwrap();
+    assert_eq!((reply.partition, reply.high_watermark, reply.log_start, reply.next_offset), (3, 20, 1, 15));
+    assert_eq!(out.len_bytes, bytes.len() + 4096);
+    let nothing = Reply::Fetched { head: Fetched { bytes: 0, ..head }, data: FetchData::Extents(Vec::new()) };
+    assert_eq!(one_reply(&answer(Op::Fetch, &body, nothing, false)).0.len, 32);
+}
+
+#[test]
+fn replies_carry_the_op_and_body_of_their_request() {
+    let ask = every_request();
+    let body_of = |op: Op| ask.iter().find(|(o, _)| *o == op).unwrap().1.clone();
+    let reply = |op, reply| {
+        let (envelope, body) = one_reply(&answer(op, &body_of(op), reply, false));
+        assert_eq!((envelope.op, envelope.flags), (op as u16, flags::REPLY));
+        body
+    };
+    assert!(reply(Op::CommitOffset, Reply::Committed).is_empty());
+    assert!(reply(Op::DeleteTopic, Reply::Deleted).is_empty());
+    let body = reply(Op::ReadOffset, Reply::ConsumerOffset { offset: Some(Offset(4)), metadata: "m".into() });
+    assert_eq!(control::read_open::<ReadOffsetReply>(&body).unwrap(), ReadOffsetReply { offset: Some(4), metadata: "m".into() });
+    let body = reply(Op::Metadata, Reply::Metadata { topics: Vec::new(), shard_ports: vec![7172, 7173] });
+    assert_eq!(control::read_open::<MetadataReply>(&body).unwrap().shard_ports, [7172, 7173]);
+    let body = reply(Op::ListOffsets, Reply::Offset { offset: Offset(6), timestamp_ms: 9, found: true });
+    let read = control::ListOffsetsReply::read(&body).unwrap();
+    assert_eq!((read.offset, read.timestamp_ms, read.found), (6, 9, 1));
+    let body = reply(Op::InitProducer, Reply::Producer { producer_id: ProducerId(12), producer_epoch: 1 });
+    let read = control::ProducerGrant::read(&body).unwrap();
+    assert_eq!((read.producer_id, read.producer_epoch), (12, 1));
+}
+
+#[test]
+fn failure_carries_its_code_and_a_text() {
+    let failed = |failure| error_of(&answer(Op::Produce, &batch(1), Reply::Failed(failure), true));
+    let (envelope, code, message) = failed(ErrorCode::DiskFull.into());
+    assert_eq!((envelope.op, envelope.flags), (Op::Produce as u16, flags::REPLY | flags::ERROR | flags::MOVED));
+    assert_eq!((code, message.as_str()), (ErrorCode::DiskFull, ErrorCode::DiskFull.text()));
+    assert_eq!(failed(Failure::new(ErrorCode::Internal, "own words")).2, "own words");
+}
+
+#[test]
+fn replies_in_another_order_find_their_requests() {
+    let mut session = established();
+    let mut out = Outbox::default();
+    let mut ids = Vec::new();
+    for correlation in [10, 20, 30] {
+        let bytes = request(Op::Produce, correlation, &batch(1));
+        let Ok(Received::Request { id, .. }) = session.receive(&bytes, Now::default(), &mut out) else { panic!() };
+        ids.push(id);
+    }
+    assert_eq!(session.in_flight(), 3);
+    let produced = || Reply::Produced { base_offset: Offset(0), append_time_ms: 0, duplicate: false };
+    session.reply(ids[1], produced(), false, &mut out);
+    let bytes = request(Op::Produce, 40, &batch(1));
+    let Ok(Received::Request { id, .. }) = session.receive(&bytes, Now::default(), &mut out) else { panic!() };
+    assert_eq!(id, ids[1], "ids are used again");
+    for id in [ids[2], id, ids[0]] {
+        session.reply(id, produced(), false, &mut out);
+    }
+    let correlations: Vec<u64> = sent(&out).chunks_exact(40).map(|reply| Envelope::read(reply).unwrap().correlation).collect();
+    assert_eq!(correlations, [20, 30, 40, 10]);
+    assert_eq!(session.in_flight(), 0);
+}
+
+proptest! {
+    /// No input makes a session panic, hand out more than there is, or stand still without saying so.
+    #[test]
+    fn random_bytes_never_panic(mut input in proptest::collection::vec(any::<u8>(), 0..400), op in 0u16..24, says_hello: bool, fits: bool) {
+        if input.len() >= Envelope::BYTES {
+            input[4..6].copy_from_slice(&op.to_le_bytes());
+            if fits {
+                let len = (input.len() - Envelope::BYTES) as u32;
+                input[0..4].copy_from_slice(&len.to_le_bytes());
+            }
+        }
+        let mut session = if says_hello { established() } else { session() };
+        let mut out = Outbox::default();
+        match session.receive(&input, Now::default(), &mut out) {
+            Ok(Received::More { .. }) => prop_assert!(out.is_empty()),
+            Ok(Received::Request { consumed_bytes, .. }) => prop_assert!(consumed_bytes <= input.len()),
+            Ok(Received::Handled { consumed_bytes }) => prop_assert!(consumed_bytes >= Envelope::BYTES && consumed_bytes <= input.len()),
+            Err(_) => prop_assert!(!out.is_empty(), "an answer says why"),
+        }
+    }
+
+    /// A valid request with any bytes changed is taken, refused or closes; it never panics.
+    #[test]
+    fn damaged_requests_never_panic(which in 0usize..12, at in 0usize..400, value: u8) {
+        let (op, body) = every_request().swap_remove(which);
+        let mut bytes = request(op, 1, &body);
+        let at = at % bytes.len();
+        bytes[at] = value;
+        let _ = established().receive(&bytes, Now::default(), &mut Outbox::default());
+    }
+}

@@ -296,6 +296,31 @@ fn moved_partition_is_followed_to_its_new_port() {
     assert_eq!(run.machine.topic().partitions[0].port, 7172);
 }
 
+/// Two connections have no order between them: also without idempotence nothing may overtake what is in flight.
+#[test]
+fn moved_partition_waits_for_what_is_in_flight() {
+    let mut run = Run::new(ProducerConfig { idempotent: false, linger: Duration::ZERO, batch_bytes: 1, ..small() }, &[0, 7172], 1, 1);
+    let (now, mut hello, mut requests) = (run.network.now, Vec::new(), Vec::new());
+    run.send(Record { value: Some(b"a"), ..Record::default() }).unwrap();
+    for port in [0, 7172] {
+        run.machine.links.want(port);
+        while run.machine.links.poll_action(now).is_some() {}
+        run.machine.connected(port, now);
+        let mut greeting = Vec::new();
+        run.machine.transmit(port, now, &mut greeting);
+        run.broker.serve(port, &mut greeting, &mut hello);
+        run.machine.receive(port, &std::mem::take(&mut hello), now);
+    }
+    assert!(run.machine.transmit(0, now, &mut requests));
+    run.machine.topic.partitions[0].port = 7172;
+    run.send(Record { value: Some(b"b"), ..Record::default() }).unwrap();
+    assert!(!run.machine.transmit(7172, now, &mut Vec::new()), "the first is still on its way");
+    let mut replies = Vec::new();
+    run.broker.serve(0, &mut requests, &mut replies);
+    run.machine.receive(0, &replies, now);
+    assert!(run.machine.transmit(7172, now, &mut Vec::new()));
+}
+
 #[test]
 fn deleted_topic_ends_the_producer() {
     let mut run = Run::new(small(), &[0], 1, 1);

@@ -82,5 +82,5 @@ impl<M: crate::links::Machine> Access for &mut M {
 }
 
 /// Most bytes read from one connection before the others get their turn.
-#[cfg(any(feature = "blocking", feature = "tokio", feature = "monoio"))]
+#[cfg(any(feature = "blocking", feature = "tokio"))]
 const READ_BYTES_PER_TURN: usize = 1 << 20;

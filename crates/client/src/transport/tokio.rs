@@ -16,8 +16,8 @@ use ::tokio::sync::{Mutex as AsyncMutex, Notify};
 use ::tokio::time::{Sleep, sleep_until, timeout};
 use ringmain_wire::PartitionId;
 use ringmain_wire::control::{
-    AlterTopic, CommitOffset, CreateTopic, HelloReply, ListOffsetsReply, MetadataReply, ProducerGrant, ReadOffset, ReadOffsetReply, StatsReply,
-    StatsRequest, TopicDescription, TopicInfo,
+    AlterTopic, CommitOffset, CreateTopic, HelloReply, ListOffsetsReply, MetadataReply, ProducerGrant, ReadOffset, ReadOffsetReply,
+    StatsReply, StatsRequest, TopicDescription, TopicInfo,
 };
 
 pub use super::OpenConsumerError;
@@ -337,7 +337,8 @@ impl Socket {
                 Some(Ok(0)) => return Err(ConnectionError::Closed),
                 Some(Ok(n)) => {
                     (read_bytes, progress) = (read_bytes + n, true);
-                    access.with(|machine| if A::DIRECT { machine.received(port, n, now) } else { machine.receive(port, &scratch[..n], now) });
+                    access
+                        .with(|machine| if A::DIRECT { machine.received(port, n, now) } else { machine.receive(port, &scratch[..n], now) });
                 }
                 Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => {}
                 Some(Err(error)) => return Err(error.into()),

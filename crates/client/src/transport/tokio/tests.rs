@@ -24,7 +24,8 @@ fn produced_records_are_consumed_over_real_sockets() {
         }
         producer.flush().await.unwrap();
         assert_eq!((producer.acknowledged(), *delivered.lock().unwrap()), (20_000, 20_000));
-        let (receipt, delivery) = producer.send_and_wait(Record { value: Some(b"20000"), partition: Some(0), ..Record::default() }).await.unwrap();
+        let (receipt, delivery) =
+            producer.send_and_wait(Record { value: Some(b"20000"), partition: Some(0), ..Record::default() }).await.unwrap();
         assert_eq!(delivery.offset_of(receipt), Some(5_000));
 
         let config = ConsumerConfig { name: Some("c".into()), max_wait: Duration::from_millis(20), ..ConsumerConfig::default() };
@@ -52,7 +53,8 @@ fn linger_ends_without_a_flush_and_nobody_there_is_typed() {
     run(async {
         let server = Server::start(1, 1);
         let client = Client::connect(&server.address()).await.unwrap();
-        let mut producer = client.producer("t", ProducerConfig { linger: Duration::from_millis(5), ..ProducerConfig::default() }).await.unwrap();
+        let mut producer =
+            client.producer("t", ProducerConfig { linger: Duration::from_millis(5), ..ProducerConfig::default() }).await.unwrap();
         producer.send(Record { value: Some(b"x"), ..Record::default() }).await.unwrap();
         let begin = Instant::now();
         while producer.acknowledged() < 1 {

@@ -1,0 +1,89 @@
+use super::*;
+use crate::consumer::StartFrom;
+use crate::fake::server::Server;
+
+fn run(test: impl Future<Output = ()>) {
+    ::monoio::RuntimeBuilder::<::monoio::FusionDriver>::new().enable_timer().build().unwrap().block_on(test);
+}
+
+#[test]
+fn produced_records_are_consumed_over_real_sockets() {
+    run(async {
+        let server = Server::start(3, 4);
+        let client = Client::connect(&server.address()).await.unwrap();
+        let config = ProducerConfig { batch_bytes: 2_000, buffer_bytes: 20_000, ..ProducerConfig::default() };
+        let delivered = Rc::new(Cell::new(0));
+        let counter = Rc::clone(&delivered);
+        let mut producer = client.producer_with("t", config, move |d| counter.set(counter.get() + d.record_count)).await.unwrap();
+        for i in 0..20_000u64 {
+            let value = i.to_string();
+            producer.send(Record { value: Some(value.as_bytes()), partition: Some((i % 4) as u32), ..Record::default() }).await.unwrap();
+            if i % 5_000 == 2_500 {
+                server.cut_connections();
+            }
+        }
+        producer.flush().await.unwrap();
+        assert_eq!((producer.acknowledged(), delivered.get()), (20_000, 20_000));
+        let (receipt, delivery) =
+            producer.send_and_wait(Record { value: Some(b"20000"), partition: Some(0), ..Record::default() }).await.unwrap();
+        assert_eq!(delivery.offset_of(receipt), Some(5_000));
+
+        let config = ConsumerConfig { name: Some("c".into()), max_wait: Duration::from_millis(20), ..ConsumerConfig::default() };
+        let mut consumer = client.consumer("t", config.clone()).await.unwrap();
+        let mut next = [0, 1, 2, 3];
+        while !consumer.at_end() {
+            let Some(batch) = consumer.poll(Duration::from_secs(1)).await.unwrap() else { continue };
+            for record in batch.records() {
+                let value = &mut next[record.partition_index as usize];
+                assert_eq!(record.value, Some(value.to_string().as_bytes()));
+                *value += 4;
+            }
+        }
+        assert_eq!(next, [20_004, 20_001, 20_002, 20_003]);
+        server.cut_connections();
+        consumer.commit().await.unwrap();
+        assert_eq!(client.read_offset("c", PartitionId(10)).await.unwrap().offset, Some(5_001));
+        let mut again = client.consumer("t", ConsumerConfig { from: StartFrom::Committed, ..config }).await.unwrap();
+        assert!(again.poll(Duration::from_millis(200)).await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn linger_ends_without_a_flush_and_nobody_there_is_typed() {
+    run(async {
+        let server = Server::start(1, 1);
+        let client = Client::connect(&server.address()).await.unwrap();
+        let mut producer =
+            client.producer("t", ProducerConfig { linger: Duration::from_millis(5), ..ProducerConfig::default() }).await.unwrap();
+        producer.send(Record { value: Some(b"x"), ..Record::default() }).await.unwrap();
+        let begin = Instant::now();
+        while producer.acknowledged() < 1 {
+            assert!(begin.elapsed() < Duration::from_secs(5));
+            ::monoio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert!(matches!(Client::connect(&free.to_string()).await, Err(CallError::Connection(ConnectionError::Connect { .. }))));
+    });
+}
+
+#[test]
+fn idle_consumer_and_producer_use_no_processor_time() {
+    run(async {
+        let server = Server::start(1, 1);
+        let client = Client::connect(&server.address()).await.unwrap();
+        let mut producer = client.producer("t", ProducerConfig::default()).await.unwrap();
+        producer.send(Record { value: Some(b"x"), ..Record::default() }).await.unwrap();
+        producer.flush().await.unwrap();
+        let mut consumer = client.consumer("t", ConsumerConfig::default()).await.unwrap();
+        while !consumer.at_end() {
+            consumer.poll(Duration::from_millis(50)).await.unwrap();
+        }
+        // Without an answer under way nothing stirs: the fake broker never holds a fetch, so take it away.
+        server.broker.lock().unwrap().hold_fetches = true;
+        ::monoio::time::sleep(Duration::from_millis(50)).await;
+        let turns = (producer.hub.turns.get(), consumer.hub.turns.get());
+        assert!(consumer.poll(Duration::from_millis(300)).await.unwrap().is_none());
+        let turns = (producer.hub.turns.get() - turns.0, consumer.hub.turns.get() - turns.1);
+        assert!(turns.0 <= 2 && turns.1 <= 5, "{turns:?} turns while idle");
+    });
+}
