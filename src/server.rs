@@ -14,7 +14,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ use memory::CoreMemory;
 
 /// A stop that takes longer has no use for more patience: the disk doesn't answer.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// A core thread that has failed at start ends within this time.
+const FAILED_PATIENCE: Duration = Duration::from_secs(5);
 /// Most requests a native connection may have unanswered.
 const NATIVE_IN_FLIGHT_MAX: u32 = 1024;
 
@@ -143,6 +145,8 @@ pub struct Running {
 pub struct Stopper {
     controls: Arc<[Arc<Control>]>,
     is_ready: Arc<AtomicBool>,
+    /// Every core thread has ended: set under the lock, then told.
+    is_over: Arc<(Mutex<bool>, Condvar)>,
 }
 
 impl Stopper {
@@ -155,8 +159,13 @@ impl Stopper {
             control.stop();
         }
         // If no thread can be had there is no watchdog: the stop itself doesn't need one.
-        let _ = spawn_detached("stop-watch", || {
-            std::thread::sleep(STOP_PATIENCE);
+        let is_over = self.is_over.clone();
+        let _ = spawn_detached("stop-watch", move || {
+            let (guard, condition) = (is_over.0.lock(), &is_over.1);
+            let waited = guard.map(|guard| condition.wait_timeout_while(guard, STOP_PATIENCE, |is_over| !*is_over));
+            if !matches!(waited, Ok(Ok((_, result))) if result.timed_out()) {
+                return;
+            }
             tracing::error!("the disk has not answered for {} s: ending without a clean stop", STOP_PATIENCE.as_secs());
             std::process::exit(1);
         });
@@ -193,6 +202,10 @@ impl Running {
             if let Ok(Err(error)) = thread.join() {
                 result = Err(error);
             }
+        }
+        if let Ok(mut is_over) = self.stopper.is_over.0.lock() {
+            *is_over = true;
+            self.stopper.is_over.1.notify_all();
         }
         drop(self.admin);
         result
@@ -327,7 +340,7 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
     tracing::info!("ready after {} ms, {} topics", started.elapsed().as_millis(), catalog.topic_count());
     Ok(Running {
         threads,
-        stopper: Stopper { controls, is_ready },
+        stopper: Stopper { controls, is_ready, is_over: Arc::default() },
         admin,
         _janitor: janitor,
         native: doors.native,
@@ -455,10 +468,18 @@ fn collect(opened: &Receiver<CoreOpened>, core_count: usize) -> Result<(Arc<Cata
     catalog.map(|catalog| (catalog, live_files)).ok_or(None)
 }
 
-/// The error of the thread that failed.
-fn join_failed(threads: Vec<JoinHandle<Result<(), StartError>>>, error: Option<StartError>) -> StartError {
-    let failed = threads.into_iter().filter_map(|thread| thread.join().ok()?.err());
-    error.into_iter().chain(failed).next().unwrap_or_else(|| StartError::System { what: "starting the core threads", error: io::ErrorKind::Other.into() })
+/// The error of the thread that failed. Others may serve already, and end with the process.
+fn join_failed(mut threads: Vec<JoinHandle<Result<(), StartError>>>, error: Option<StartError>) -> StartError {
+    let since = Instant::now();
+    while error.is_none() && since.elapsed() < FAILED_PATIENCE {
+        if let Some(index) = threads.iter().position(JoinHandle::is_finished)
+            && let Ok(Err(error)) = threads.swap_remove(index).join()
+        {
+            return error;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    error.unwrap_or_else(|| StartError::System { what: "starting the core threads", error: io::ErrorKind::Other.into() })
 }
 
 /// Files that no shard keeps.

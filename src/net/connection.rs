@@ -540,11 +540,7 @@ fn part_bytes(piece: &Piece, part: usize) -> Option<usize> {
 fn finish(piece: Piece, shards: &mut Shards, spares: &mut Spares) {
     match piece {
         Piece::Bytes(bytes) => spares.put(bytes),
-        Piece::Frames { data: FetchData::Extents(extents), shard, .. } => {
-            if let Some(shard) = shards.shard_mut(ShardId(shard)) {
-                shard.release_extents(&extents);
-            }
-        }
+        Piece::Frames { data: FetchData::Extents(extents), shard, .. } => shards.release_extents(ShardId(shard), &extents),
         Piece::Frames { .. } => {}
     }
 }

@@ -38,6 +38,8 @@ use crate::router::{Delivery, Router};
 const STEP_US: u64 = 120;
 /// Requests parsed between two looks at the clock.
 const REQUESTS_PER_LOOK: usize = 64;
+/// Answers given to their connections between two looks at the clock.
+const DELIVERIES_PER_LOOK: usize = 256;
 /// Sent on one connection per turn at most.
 const SEND_PER_TURN_BYTES: usize = 512 << 10;
 /// Paused readers let go per turn.
@@ -851,9 +853,7 @@ impl Core {
         self.counters.turns += 1;
         self.heed_control(now);
         self.router.pump(now);
-        while let Some(delivery) = self.router.poll_delivery() {
-            self.deliver(delivery);
-        }
+        self.deliver_all(now);
         self.take_cold_reads();
         self.flush_dirty(now);
         self.resume_readers();
@@ -903,16 +903,26 @@ impl Core {
         false
     }
 
+    /// Gives answers to their connections, until the turn is used up; the rest stays with the shards.
+    fn deliver_all(&mut self, now: Now) {
+        let mut count = 0;
+        while let Some(delivery) = self.router.poll_delivery() {
+            self.deliver(delivery);
+            count += 1;
+            if count % DELIVERIES_PER_LOOK == 0 && self.clock.monotonic_us() - now.monotonic_us > STEP_US {
+                break;
+            }
+        }
+    }
+
     fn deliver(&mut self, delivery: Delivery) {
         let Delivery { origin, shard, reply, moved } = delivery;
         let id = ConnectionId { slot: origin.connection, generation: origin.generation };
         let slot = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
         let Some(connection) = slot.and_then(|slot| slot.connection.as_deref_mut()) else {
             // Nobody is there to read it.
-            if let Reply::Fetched { data: FetchData::Extents(extents), .. } = &reply
-                && let Some(owner) = self.router.shards_mut().shard_mut(shard)
-            {
-                owner.release_extents(extents);
+            if let Reply::Fetched { data: FetchData::Extents(extents), .. } = &reply {
+                self.router.shards_mut().release_extents(shard, extents);
             }
             return;
         };

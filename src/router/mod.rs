@@ -29,6 +29,10 @@ use shards::Shards;
 const ROUTER: u32 = u32::MAX;
 /// Questions of other cores taken per turn, so that a turn ends.
 const QUESTIONS_PER_TURN: usize = 512;
+/// … and bytes of their frames, one frame excepted.
+const QUESTION_BYTES_PER_TURN: usize = 1 << 20;
+/// Most that a fetch from another core returns: it is copied in one step.
+const FETCH_AWAY_BYTES: u32 = 256 << 10;
 /// Long polls at another core at a time; beyond, they are answered soon and come again. They would use up the slots
 /// that produce requests need.
 const WAITING_AWAY_MAX: usize = mailbox::SLOTS / 2;
@@ -263,10 +267,13 @@ impl Router {
         let core = self.broker.core_of_shard[usize::from(shard.0)];
         let away = &mut self.waiting_away[usize::from(core)];
         let owned = match request {
-            Request::Fetch(fetch) if fetch.max_wait_ms > 0 => {
+            Request::Fetch(fetch) => {
                 let limit_ms = if away.len() < WAITING_AWAY_MAX { WAIT_AWAY_MAX_MS } else { WAIT_SHORT_MS };
-                away.insert(origin);
-                OwnedRequest::Fetch(Fetch { max_wait_ms: fetch.max_wait_ms.min(limit_ms), ..*fetch })
+                if fetch.max_wait_ms > 0 {
+                    away.insert(origin);
+                }
+                let (max_bytes, min_bytes) = (fetch.max_bytes.min(FETCH_AWAY_BYTES), fetch.min_bytes.min(FETCH_AWAY_BYTES));
+                OwnedRequest::Fetch(Fetch { max_wait_ms: fetch.max_wait_ms.min(limit_ms), min_bytes, max_bytes, ..*fetch })
             }
             // A copy is made even if the ring turns out to be full; that is rare, and the connection then stops reading.
             request => OwnedRequest::copy(request).ok_or(Busy)?,
@@ -289,7 +296,11 @@ impl Router {
     }
 
     fn take_questions(&mut self, now: Now) {
+        let mut bytes = 0;
         for _ in 0..QUESTIONS_PER_TURN {
+            if bytes >= QUESTION_BYTES_PER_TURN {
+                return;
+            }
             let (origin, shard, request) = match self.held.take() {
                 Some(held) => held,
                 None => match self.mail.poll_question() {
@@ -309,6 +320,9 @@ impl Router {
             if self.shards.handle(shard, origin, &request.borrow(), now).is_err() {
                 self.held = Some((origin, shard, request));
                 return;
+            }
+            if let OwnedRequest::Produce { frame } = &request {
+                bytes += frame.len();
             }
         }
     }

@@ -154,9 +154,9 @@ impl Shards {
         self.hosted.iter().filter_map(|hosted| hosted.shard.next_deadline_us()).min()
     }
 
-    /// Some shard wants another pump soon.
+    /// Some shard wants another pump soon, or has answers that weren't taken.
     pub fn has_backlog(&self) -> bool {
-        self.hosted.iter().any(|hosted| hosted.is_touched || hosted.shard.has_backlog())
+        self.hosted.iter().any(|hosted| hosted.is_touched || hosted.has_output || hosted.shard.has_backlog())
     }
 
     /// Bytes of an extent that is still in the tail cache.
@@ -164,7 +164,14 @@ impl Shards {
         self.hosted(shard)?.shard.hot_bytes(extent)
     }
 
-    /// The shard itself, for cold reads and releases.
+    /// A reply's extents have been sent, or won't be. The shard notices with its next pump; there is no hurry.
+    pub fn release_extents(&mut self, shard: ShardId, extents: &[Extent]) {
+        if let Some(hosted) = self.hosted_mut(shard) {
+            hosted.shard.release_extents(extents);
+        }
+    }
+
+    /// The shard itself, for cold reads.
     pub fn shard_mut(&mut self, shard: ShardId) -> Option<&mut Shard> {
         let hosted = self.hosted_mut(shard)?;
         hosted.is_touched = true;
@@ -184,9 +191,7 @@ impl Shards {
             FetchData::Extents(extents) => {
                 let mut frames = Vec::with_capacity(extents.iter().map(|extent| extent.len as usize).sum());
                 let is_whole = extents.iter().all(|extent| self.hot_bytes(shard, *extent).map(|bytes| frames.extend_from_slice(bytes)).is_some());
-                if let Some(owner) = self.shard_mut(shard) {
-                    owner.release_extents(&extents);
-                }
+                self.release_extents(shard, &extents);
                 is_whole.then_some(frames)
             }
         }
