@@ -281,6 +281,16 @@ impl Log {
         Ok(())
     }
 
+    /// Drops the oldest chunk of the tail cache, if it is on the device, unread, and not the one being filled.
+    pub(super) fn evict_oldest_chunk(&mut self) -> bool {
+        let written = self.commits.written();
+        let evictable = self.chunks.len() > 1 && self.chunks.front().is_some_and(|oldest| oldest.last_sequence <= written && !oldest.chunk.is_shared());
+        if evictable {
+            self.chunks.pop_front();
+        }
+        evictable
+    }
+
     /// Closes the open group and submits its write.
     pub(super) fn seal_group(&mut self) {
         let (Some(group), Some(tail)) = (self.group.take(), self.chunks.back_mut()) else { return };
