@@ -187,6 +187,13 @@ enum Checkpoint {
     Piece(usize),
 }
 
+/// Refusals met by one append.
+#[derive(Default)]
+struct Patience {
+    busy: usize,
+    full: usize,
+}
+
 struct ReadUnderWay {
     partition: u32,
     from: u64,
@@ -642,7 +649,8 @@ impl World {
         let append_time_ms = self.now.wall_ms;
         let partition = &self.partitions[&id];
         let (base, durability) = (partition.end, partition.durability);
-        for attempt in 0.. {
+        let mut patience = Patience::default();
+        loop {
             let append = Append {
                 bytes: &bytes,
                 partition: PartitionId(id),
@@ -665,19 +673,19 @@ impl World {
                     return Ok(true);
                 }
                 Err(error) => {
-                    if !self.wait_after(error, attempt)? {
+                    if !self.wait_after(error, &mut patience)? {
                         return Ok(false);
                     }
                 }
             }
         }
-        unreachable!("waiting ends after some attempts")
     }
 
     fn append_change(&mut self, change: Change) -> Outcome<bool> {
         let filler = if self.rng.one_in(4) { self.rng.index(500) } else { 0 };
         let body = state_body(&change, filler);
-        for attempt in 0.. {
+        let mut patience = Patience::default();
+        loop {
             let now = self.now;
             match self.log().append_state(&body, now) {
                 Ok(appended) => {
@@ -686,19 +694,19 @@ impl World {
                     return Ok(true);
                 }
                 Err(error) => {
-                    if !self.wait_after(error, attempt)? {
+                    if !self.wait_after(error, &mut patience)? {
                         return Ok(false);
                     }
                 }
             }
         }
-        unreachable!("waiting ends after some attempts")
     }
 
     /// After a refusal: `true` = try again. Refusals that pass must pass.
-    fn wait_after(&mut self, error: AppendError, attempt: usize) -> Outcome<bool> {
+    fn wait_after(&mut self, error: AppendError, patience: &mut Patience) -> Outcome<bool> {
         match error {
-            AppendError::Busy if attempt < PATIENCE_STEPS => {
+            AppendError::Busy if patience.busy < PATIENCE_STEPS => {
+                patience.busy += 1;
                 self.disk.stall(false);
                 if self.disk.is_cut() {
                     return Ok(false);
@@ -713,13 +721,14 @@ impl World {
                 let deserved = matches!(self.weather, Weather::Full | Weather::Errors) || self.disk.is_cut();
                 self.require(deserved, "only a full disk refuses appends as full")?;
                 self.disk.stall(false);
-                if attempt == 0 && !self.disk.is_cut() {
+                if patience.full == 0 && !self.disk.is_cut() {
                     self.free_space()?;
                 }
                 // The log asks again by itself; how soon is its business.
                 self.pass_time(10_000);
                 self.step()?;
-                if attempt > 2_000 {
+                patience.full += 1;
+                if patience.full > 2_000 {
                     return Err("the disk has space again, and appends are still refused".to_owned());
                 }
                 Ok(!self.fenced && !self.disk.is_cut())
@@ -780,7 +789,7 @@ impl World {
         let partition = &self.partitions[&id];
         let bound = self.readable_end(partition);
         let from = self.shard.starts.get(&id).copied().unwrap_or(0);
-        let starts: Vec<u64> = partition.batches.range(from..bound).map(|(&base, _)| base).chain([bound]).collect();
+        let starts: Vec<u64> = partition.batches.range(from..bound.max(from)).map(|(&base, _)| base).chain([bound]).collect();
         let start = starts[self.rng.index(starts.len())];
         if start <= from {
             return Ok(());
@@ -1460,10 +1469,10 @@ impl World {
             Ok(Some((log, _, report))) => {
                 (self.appended, self.written, self.flushed) = (log.flushed(), log.flushed(), log.flushed());
                 self.adopt(log, &report)?;
-                let ids: Vec<u32> = self.partitions.keys().copied().collect();
+                let ids: Vec<u32> = self.partitions.keys().copied().filter(|id| !self.shard.dropped.contains(id)).collect();
                 for id in ids {
-                    let end = self.partitions[&id].end;
-                    if let Some((extents, next_offset)) = self.locate(id, 0, end, 1 << 20)? {
+                    let (start, end) = (self.shard.starts.get(&id).copied().unwrap_or(0), self.partitions[&id].end);
+                    if let Some((extents, next_offset)) = self.locate(id, start, end, 1 << 20)? {
                         self.start_read(ReadUnderWay { partition: id, from: end, next_offset, extents });
                     }
                 }
