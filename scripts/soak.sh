@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Hours of what test.sh does for minutes: soak.sh SEED [KILLS]. The same seed gives the same load and the same pauses between
-# kills; what the kernel does in between is its own.
+# Hours of what test.sh does for minutes: soak.sh SEED [SIMULATED-LIVES [KILLS]]. The same seed gives the same simulated lives, and
+# the same load and pauses between real kills; what the kernel does in between is its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-export RINGMAIN_TEST_SEED=${1:?usage: scripts/soak.sh SEED [KILLS]}
-export RINGMAIN_TEST_KILLS=${2:-10000}
+seed=${1:?usage: scripts/soak.sh SEED [SIMULATED-LIVES [KILLS]]}
+lives=${2:-1000000}
+cargo run --release --example simulate -- --seeds "$((seed * lives))..$(((seed + 1) * lives))"
+export RINGMAIN_TEST_SEED=$seed RINGMAIN_TEST_KILLS=${3:-10000}
 exec cargo test --profile checked -p ringmain --test it -- --nocapture crash::

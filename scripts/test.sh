@@ -33,7 +33,8 @@ stage "prepare" prepare
 stage "formatting" cargo fmt --all --check
 stage "lints" cargo clippy --workspace --all-targets --all-features --quiet -- -D warnings
 # Optimised, because simulated histories and loops of crashes are long, with the assertions that a release leaves out.
-stage "unit tests of the broker, simulated crashes included" cargo test --profile checked --quiet -p ringmain --lib --bins
+stage "unit tests of the broker" cargo test --profile checked --quiet -p ringmain --lib --bins
+stage "10,000 simulated lives of a log, each with crashes" cargo run --profile checked --quiet --example simulate -- --seeds 0..10000
 stage "benchmarks, at a small size" cargo test --profile checked --quiet -p ringmain --benches
 stage "wire, client, harness" cargo test --profile checked --quiet --workspace --exclude ringmain --all-features --all-targets
 stage "examples in the documentation" cargo test --profile checked --quiet --workspace --all-features --doc

@@ -559,13 +559,17 @@ impl CoreThread {
         config.cold_read_bytes_max = config.log.read_bytes_max as u64;
         let opened = Shard::open(config, arena.clone(), volume, self.clock.now()).map_err(|error| StartError::Shard { shard, error })?;
         let report = &opened.report;
+        let before = match report.epoch {
+            1 => "new",
+            _ if report.was_clean => "stopped cleanly before",
+            _ => "not stopped cleanly before",
+        };
         tracing::info!(
-            "shard {shard}: epoch {}, {} segments, {} frames replayed, {} KiB read, {}",
+            "shard {shard}: epoch {}, {} segments, {} frames replayed, {} KiB read, {before}",
             report.epoch,
             report.segments,
             report.frames_replayed,
-            report.bytes_read >> 10,
-            if report.was_clean { "stopped cleanly before" } else { "not stopped cleanly before" }
+            report.bytes_read >> 10
         );
         if let Some((file, segment, position)) = report.torn_tail {
             tracing::warn!("shard {shard}: a write that was never acknowledged is cut off: {file}, segment {segment}, byte {position}");

@@ -169,7 +169,7 @@ impl Writer<'_, '_> {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (of, sum, counts) in histograms {
             let last = counts.len() - 1;
-            let bound = |bucket: usize| if bucket == last { f64::MAX } else { (1u64 << bucket) as f64 };
+            let bound = |bucket: usize| if bucket == last { f64::INFINITY } else { (1u64 << bucket) as f64 };
             let buckets: Vec<(f64, u64)> = counts.iter().enumerate().map(|(bucket, count)| (bound(bucket), *count)).collect();
             let labels = [(label, of.as_str())];
             metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum as f64, counts.iter().sum(), &buckets, None)?;

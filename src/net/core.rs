@@ -54,6 +54,8 @@ const STUCK_US: u64 = 300_000_000;
 const STUCK_SHORT_US: u64 = 30_000_000;
 /// After the shards have stopped, peers get this long to take their last answers.
 const LAST_ANSWERS_US: u64 = 300_000;
+/// With more active connections than this there is always something to do, and spinning would keep it waiting.
+const SPIN_CONNECTIONS_MAX: usize = 4;
 /// A stopping core looks so often whether the others are done.
 const STOP_POLL_US: u64 = 5_000;
 
@@ -271,6 +273,8 @@ struct Core {
     unfinished: Vec<ConnectionId>,
     /// Connections whose socket is full: a writer's task is to be started.
     blocked: Vec<ConnectionId>,
+    /// Connections that were read since the last spin; only with `spin_us`.
+    recent: Vec<ConnectionId>,
     sweep_at_us: Option<u64>,
     stop: Stop,
     active_cores: Arc<AtomicUsize>,
@@ -331,6 +335,7 @@ impl Shared {
             waiting: VecDeque::new(),
             unfinished: Vec::new(),
             blocked: Vec::new(),
+            recent: Vec::new(),
             sweep_at_us: None,
             stop: Stop::No,
             active_cores: setup.active_cores,
@@ -388,7 +393,8 @@ impl Shared {
             let step = self.receive(id);
             match step {
                 Step::Wait => {
-                    if readiness.readable().await.is_err() {
+                    // The signal: a turn that looked for input itself has paused or closed the connection.
+                    if readiness.readable_or(&resume).await.is_err() {
                         break;
                     }
                 }
@@ -646,6 +652,9 @@ impl Core {
         let wants_turn = self.counters.requests != requests_before || !self.dirty.is_empty() || !self.unfinished.is_empty() || connection.ending.is_some();
         let step = if is_over(&connection) { Step::Closed } else { step };
         self.put(connection);
+        if self.spin_us > 0 && self.recent.len() <= SPIN_CONNECTIONS_MAX && !self.recent.contains(&id) {
+            self.recent.push(id);
+        }
         let took_us = self.clock.monotonic_us() - now.monotonic_us;
         self.counters.receive.record(took_us);
         self.counters.step_longest_us = self.counters.step_longest_us.max(took_us);
@@ -859,7 +868,39 @@ impl Core {
         self.counters.step_longest_us = self.counters.step_longest_us.max(took_us);
         // Last of all: from here on the others wake this core if they have something for it.
         let has_backlog = !self.dirty.is_empty() || self.router.has_backlog();
-        has_backlog || self.router.listen()
+        has_backlog || self.spin() || self.router.listen()
+    }
+
+    /// Looks for work for `spin_us` before the core goes to sleep: at the few connections that were active last, the
+    /// disk and the mailboxes. Returns whether there is any.
+    fn spin(&mut self) -> bool {
+        let recent = std::mem::take(&mut self.recent);
+        if self.spin_us == 0 || recent.is_empty() || recent.len() > SPIN_CONNECTIONS_MAX {
+            return false;
+        }
+        let until_us = self.clock.monotonic_us() + u64::from(self.spin_us);
+        while self.clock.monotonic_us() < until_us {
+            if self.router.has_arrivals() {
+                // Whoever was active may still be the next.
+                self.recent = recent;
+                return true;
+            }
+            for id in &recent {
+                let reads_before = self.counters.reads;
+                let (step, wants_turn) = self.receive(*id);
+                if !matches!(step, Step::Wait)
+                    && let Some(connection) = self.connection(*id)
+                {
+                    // Its task waits for input and must see what came of it.
+                    connection.resume.raise();
+                }
+                if wants_turn || self.counters.reads != reads_before {
+                    return true;
+                }
+            }
+            std::hint::spin_loop();
+        }
+        false
     }
 
     fn deliver(&mut self, delivery: Delivery) {

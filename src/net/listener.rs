@@ -110,6 +110,11 @@ fn accept_some(shared: &Rc<Shared>, listener: &TcpListener, session: &dyn Fn() -
         };
         // Replies leave as soon as they are there; a peer that has gone meanwhile shows itself at the first read.
         let _ = socket.set_nodelay(true);
+        // Within the host nothing can be congested; a host-wide default that paces (bbr) would cost a timer per burst
+        // and delay replies. Where the kernel has no such algorithm, its default stays.
+        if socket.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
+            let _ = rustix::net::sockopt::set_tcp_congestion(&socket, "reno");
+        }
         if !shared.open(socket, session())? {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the memory budget has no room for another connection"));
         }

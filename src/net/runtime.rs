@@ -13,6 +13,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
@@ -32,19 +33,31 @@ pub enum Driver {
 const RING_ENTRIES: u32 = 1024;
 
 /// Runs `main` and the tasks it spawns on the calling thread, until `main` is done.
+///
+/// Tasks that haven't ended by then never do: what they hold goes with the process. The runtime can't drop a
+/// descriptor once it isn't running, so it is left alone instead of being dropped.
 pub fn run<F: Future>(driver: Driver, main: F) -> io::Result<F::Output> {
     match driver {
         Driver::Uring => {
-            let mut ring = io_uring06::IoUring::builder();
-            ring.setup_single_issuer().setup_coop_taskrun();
-            let builder = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().with_entries(RING_ENTRIES).uring_builder(ring);
-            Ok(builder.enable_timer().build()?.block_on(main))
+            let mut runtime = ManuallyDrop::new(uring_builder(true).enable_timer().build().or_else(|error| {
+                // Linux before 6.0 doesn't know the flags.
+                if error.raw_os_error() == Some(libc::EINVAL) { uring_builder(false).enable_timer().build() } else { Err(error) }
+            })?);
+            Ok(runtime.block_on(main))
         }
         Driver::Epoll => {
             let builder = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().with_entries(RING_ENTRIES);
-            Ok(builder.enable_timer().build()?.block_on(main))
+            Ok(ManuallyDrop::new(builder.enable_timer().build()?).block_on(main))
         }
     }
+}
+
+fn uring_builder(with_flags: bool) -> monoio::RuntimeBuilder<monoio::IoUringDriver> {
+    let mut ring = io_uring06::IoUring::builder();
+    if with_flags {
+        ring.setup_single_issuer().setup_coop_taskrun();
+    }
+    monoio::RuntimeBuilder::new().with_entries(RING_ENTRIES).uring_builder(ring)
 }
 
 /// Starts a task on this core. It runs until it ends; there is no handle.
@@ -78,6 +91,19 @@ impl Readiness {
     pub async fn readable(&self) -> io::Result<()> {
         // Not relaxed: on epoll the readiness known from before may be used up by calls the runtime didn't see.
         self.inner.readable(false).await
+    }
+
+    /// As `readable`, or until `signal` is raised.
+    pub async fn readable_or(&self, signal: &Signal) -> io::Result<()> {
+        let mut readable = pin!(self.readable());
+        let mut raised = pin!(signal.wait());
+        poll_fn(|context| {
+            if raised.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            readable.as_mut().poll(context)
+        })
+        .await
     }
 
     /// Until some bytes can be written, or an error.

@@ -235,6 +235,11 @@ impl Router {
         self.mail.attend();
     }
 
+    /// The disk or another core has brought something.
+    pub fn has_arrivals(&mut self) -> bool {
+        self.shards.poll_disk() || self.mail.waiting() > 0
+    }
+
     /// Another pump is wanted without anything coming in.
     pub fn has_backlog(&self) -> bool {
         self.held.is_some() || self.shards.has_backlog()

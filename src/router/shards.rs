@@ -19,6 +19,8 @@ pub struct Shards {
     completions: Vec<Completion>,
     /// Index of the shard whose replies are taken next.
     reply_from: usize,
+    /// A stop goes on with every pump, whether or not something came in.
+    is_stopping: bool,
 }
 
 struct Hosted {
@@ -38,12 +40,12 @@ impl Shards {
             places[usize::from(id.0)] = Some(index as u16);
         }
         let hosted = shards.into_iter().map(|(id, shard)| Hosted { id, shard, is_touched: true, has_output: true }).collect();
-        Shards { hosted, places, disk: Some(disk), completions: Vec::new(), reply_from: 0 }
+        Shards { hosted, places, disk: Some(disk), completions: Vec::new(), reply_from: 0, is_stopping: false }
     }
 
     /// No shards and no disk.
     pub fn closed() -> Shards {
-        Shards { hosted: Vec::new(), places: Vec::new(), disk: None, completions: Vec::new(), reply_from: 0 }
+        Shards { hosted: Vec::new(), places: Vec::new(), disk: None, completions: Vec::new(), reply_from: 0, is_stopping: false }
     }
 
     /// Whether this core owns the shard.
@@ -89,6 +91,14 @@ impl Shards {
         }
     }
 
+    /// Whether the disk has finished something.
+    pub fn poll_disk(&mut self) -> bool {
+        if let Some(disk) = &mut self.disk {
+            disk.poll(&mut self.completions);
+        }
+        !self.completions.is_empty()
+    }
+
     /// Takes what the disk has finished, lets every shard with something to do work on it, and hands what they
     /// want to the disk. Afterwards `poll_event` and `poll_reply` have their output.
     pub fn pump(&mut self, now: Now) {
@@ -102,7 +112,7 @@ impl Shards {
         let mut is_submitted = false;
         for (index, hosted) in self.hosted.iter_mut().enumerate() {
             let is_due = || hosted.shard.next_deadline_us().is_some_and(|at| at <= now.monotonic_us);
-            if !hosted.is_touched && !hosted.shard.has_backlog() && !is_due() {
+            if !self.is_stopping && !hosted.is_touched && !hosted.shard.has_backlog() && !is_due() {
                 continue;
             }
             hosted.is_touched = false;
@@ -184,6 +194,7 @@ impl Shards {
 
     /// Begins the clean stop of every shard.
     pub fn stop(&mut self, now: Now) {
+        self.is_stopping = true;
         for hosted in &mut self.hosted {
             hosted.shard.stop(now);
             hosted.is_touched = true;

@@ -108,9 +108,9 @@ impl Background {
         self.void.push_back(id);
     }
 
-    /// When the next round begins.
+    /// When the next round begins. While the log takes nothing, its progress is what to wait for.
     pub fn deadline_us(&self) -> Option<u64> {
-        (!self.is_fenced && self.round.is_none()).then_some(self.next_round_us)
+        (!self.is_fenced && !self.is_blocked && self.round.is_none()).then_some(self.next_round_us)
     }
 
     /// Something is under way and not blocked.
@@ -203,7 +203,7 @@ impl Shard {
     /// One step of the round over all partitions: retention, and now and then expiry.
     fn round_step(&mut self, now: Now) {
         if self.stopping {
-            self.background.round = None;
+            (self.background.round, self.background.next_round_us) = (None, u64::MAX);
             return;
         }
         let mut from = match self.background.round {

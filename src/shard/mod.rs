@@ -107,14 +107,15 @@ impl ShardConfig {
             shard,
             is_catalog: shard == ShardId(0),
             shard_count,
+            // A reply must find memory beside the one that is being sent.
+            fetch_bytes_max: (log.read_bytes_max / 2).clamp(64 << 10, 8 << 20) as u32,
+            cold_read_bytes_max: log.read_bytes_max as u64,
             log,
             partitions_max: catalog::PARTITIONS_LIMIT,
             producers_per_partition_max: 1_000,
             producers_max: 100_000,
             consumer_offset_bytes_max: 16 << 20,
             waiting_fetches_max: 65_536,
-            fetch_bytes_max: 8 << 20,
-            cold_read_bytes_max: 32 << 20,
             retention_interval_us: 5_000_000,
             checkpoint_after_state_bytes: 32 << 20,
         }

@@ -400,6 +400,27 @@ fn durable_batch_is_acknowledged_and_readable_only_when_flushed() {
     assert_eq!(rig.read_all(1, 0), [(0, "a".into()), (1, "b".into()), (2, "c".into())]);
 }
 
+/// What is flushed is acknowledged and readable; what was appended meanwhile isn't.
+#[test]
+fn flush_of_one_group_says_nothing_of_the_next() {
+    let mut rig = Rig::with_topic(Durability::Durable);
+    rig.settle();
+    let first = rig.send_batch(&batch(1, &["a"]));
+    rig.shard.pump(rig.now);
+    while let Some((token, operation)) = rig.shard.poll_operation() {
+        rig.disk.submit(token, operation);
+    }
+    rig.disk.kick();
+    let second = rig.send_batch(&batch(1, &["b"]));
+    let mut completions = Vec::new();
+    rig.disk.settle(&mut completions);
+    completions.into_iter().for_each(|completion| rig.shard.complete(completion, rig.now));
+    rig.collect();
+    assert!(rig.is_answered(first) && !rig.is_answered(second));
+    assert_eq!(rig.state(1), (0, 1));
+    assert_eq!(rig.fetch(1, 0).1, [(0, "a".into())]);
+}
+
 #[test]
 fn acknowledgements_come_in_order_of_append_over_partitions() {
     let mut rig = Rig::new();
@@ -636,6 +657,19 @@ fn waiting_fetch_is_answered_by_the_flush_that_brings_records() {
 }
 
 #[test]
+fn fetch_that_finds_a_batch_on_its_way_is_answered_when_it_arrives() {
+    let mut rig = Rig::with_topic(Durability::Durable);
+    rig.disk.stall(true);
+    rig.send_batch(&batch(1, &["a"]));
+    let waiting = rig.send_fetch(long_fetch(1, 0, 1, 60_000));
+    rig.turns(50);
+    assert!(!rig.is_answered(waiting));
+    rig.disk.stall(false);
+    let reply = rig.answer(waiting);
+    assert_eq!(rig.open_fetched(reply).1.len(), 1);
+}
+
+#[test]
 fn waiting_fetch_is_answered_at_its_deadline_with_what_there_is() {
     let mut rig = Rig::with_topic(Durability::Durable);
     rig.store(1, &["a"]);
@@ -833,6 +867,22 @@ fn committed_offset_is_answered_and_readable_only_when_durable() {
     assert_eq!(rig.committed("c", 1), Some(6));
     let mut rig = rig.power_cut();
     assert_eq!((rig.committed("c", 1), rig.committed("d", 1)), (Some(6), None));
+}
+
+/// A checkpoint lies behind what is on its way, so it must say that, not what is durable so far.
+#[test]
+fn offset_on_its_way_is_what_a_checkpoint_stores() {
+    let at = |offset| Committed { offset: Offset(offset), metadata: "".into() };
+    let logged =
+        |offsets: &offsets::ConsumerOffsets| offsets.logged_after(None).map(|(_, committed)| committed.offset.0).collect::<Vec<_>>();
+    let mut offsets = offsets::ConsumerOffsets::default();
+    let mut charged = offsets.logged("c", 5, at(1)) + offsets.logged("c", 6, at(2));
+    assert_eq!((offsets.durable("c"), logged(&offsets)), (None, vec![2]));
+    charged += offsets.flushed("c", 5, at(1));
+    assert_eq!((offsets.durable("c"), logged(&offsets)), (Some(&at(1)), vec![2]));
+    charged += offsets.flushed("c", 6, at(2));
+    assert_eq!((offsets.durable("c"), logged(&offsets)), (Some(&at(2)), vec![2]));
+    assert_eq!(charged as usize, offsets.charged_bytes());
 }
 
 #[test]
@@ -1260,6 +1310,23 @@ fn checkpoint_larger_than_a_piece_is_whole() {
 }
 
 #[test]
+fn checkpoint_piece_overrides_what_was_replayed_before_it() {
+    let mut recovery = Recovery::new(10);
+    let bytes = idempotent(1, 9, 0, 0, 3);
+    let mut header = Frame::parse(&bytes).unwrap().header;
+    crate::log::Replay::frame(&mut recovery, &header, 0, b"");
+    header.producer.partition = 0;
+    let piece = PartitionPiece { partition: 1, log_start: 2, next_offset: 7, reserved_end: 0 };
+    for record in [StateRecord::Partitions(vec![piece]), StateRecord::Producers { partition: 1, producers: Vec::new() }] {
+        crate::log::Replay::frame(&mut recovery, &header, 0, &record.to_bytes());
+    }
+    recovery.finish();
+    let partition = recovery.partitions.get(PartitionId(1)).unwrap();
+    assert_eq!((partition.log_start, partition.next_offset, partition.high_watermark), (Offset(2), Offset(7), Offset(7)));
+    assert!(partition.producers.as_ref().unwrap().is_empty(), "evicted before the piece was made");
+}
+
+#[test]
 fn checkpoint_pieces_stay_below_their_limit() {
     let mut partitions = PartitionTable::default();
     let mut catalog = Catalog::default();
@@ -1344,6 +1411,25 @@ fn retention_by_bytes_keeps_at_least_so_many_and_not_much_more() {
     assert_eq!(rig.read_all(1, log_start).len() as u64, end - log_start);
 }
 
+/// Another partition keeps the segments alive, so the dead bytes are found again.
+#[test]
+fn log_is_told_at_the_next_start_what_is_dead() {
+    let mut rig = retained(None, Some(100 << 10));
+    rig.create("kept", 1, TopicConfig::default());
+    for _ in 0..60 {
+        rig.fill(1, 8 << 10);
+        rig.fill(2, 1);
+    }
+    rig.settle();
+    let (log_start, bytes) = (rig.state(1).0, rig.shard.log.partition_bytes(PartitionId(1)));
+    assert!(log_start > 0);
+    let mut rig = rig.power_cut();
+    assert_eq!((rig.state(1).0, rig.shard.log.partition_bytes(PartitionId(1))), (log_start, bytes));
+    rig.ask(&Request::DeleteTopic { name: "t" });
+    let rig = rig.power_cut();
+    assert_eq!(rig.shard.log.partition_bytes(PartitionId(1)), 0);
+}
+
 #[test]
 fn retention_by_time_drops_what_is_older() {
     let mut rig = retained(Some(10_000), None);
@@ -1355,6 +1441,18 @@ fn retention_by_time_drops_what_is_older() {
     let (log_start, end) = rig.state(1);
     assert_eq!(log_start, end, "all of it is old");
     assert_eq!(rig.store(1, &["next"]), end);
+}
+
+#[test]
+fn retention_leaves_alone_what_nobody_could_read_yet() {
+    let mut rig = retained(Some(10_000), None);
+    rig.store(1, &["a"]);
+    rig.disk.stall(true);
+    let unread = rig.send_batch(&batch(1, &["b"]));
+    rig.pass(20_000_000);
+    rig.turns(50);
+    assert!(!rig.is_answered(unread));
+    assert_eq!(rig.shard.partitions.get(PartitionId(1)).unwrap().log_start_logged, Offset(0));
 }
 
 #[test]
