@@ -144,6 +144,13 @@ summary! {
     torn_writes,
 }
 
+impl Summary {
+    /// What many runs together must have seen and didn't: a suite in which it never happens proves nothing about it.
+    pub fn never_seen(&self) -> Vec<&'static str> {
+        self.rows().into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect()
+    }
+}
+
 /// What a run is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weather {
@@ -557,7 +564,11 @@ impl World {
     }
 
     fn require(&self, kept: bool, promise: &str) -> Outcome<()> {
-        if kept { Ok(()) } else { Err(format!("promised: {promise}; appended {} written {} flushed {}", self.appended, self.written, self.flushed)) }
+        if kept {
+            Ok(())
+        } else {
+            Err(format!("promised: {promise}; appended {} written {} flushed {}", self.appended, self.written, self.flushed))
+        }
     }
 
     /// Retention takes effect when its record is durable.
@@ -1379,7 +1390,10 @@ impl World {
         self.summary.clean_stops += 1;
         self.crash();
         self.recover(false)?;
-        self.require(self.items.last().is_none_or(|last| last.sequence <= self.flushed) && self.flushed >= appended, "a clean stop loses nothing")
+        self.require(
+            self.items.last().is_none_or(|last| last.sequence <= self.flushed) && self.flushed >= appended,
+            "a clean stop loses nothing",
+        )
     }
 
     /// Segment number → file, as the headers on disk say.
@@ -1426,7 +1440,8 @@ impl World {
             match opened {
                 Ok(Some((log, rebuild, report))) => {
                     self.adopt(log, &report)?;
-                    self.verify(rebuild, &report).map_err(|wrong| format!("after bit {bit} of byte {position} in {file} flipped: {wrong}"))?;
+                    self.verify(rebuild, &report)
+                        .map_err(|wrong| format!("after bit {bit} of byte {position} in {file} flipped: {wrong}"))?;
                     self.crash();
                     self.disk.lock();
                 }
