@@ -26,6 +26,7 @@ use crate::device::sim::{Rng, SimDisk, SimOptions};
 use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, FileId, Operation, Slice, Volume};
 use crate::log::format::{CommitHeader, SegmentHeader, seed as crc_seed};
 use crate::log::{Append, AppendError, Located, LocatedTime, Log, LogConfig, LogEvent, OpenError, Plant, ReadError, RecoveryReport};
+use crate::log::tool::{Damage, verify_volume};
 use crate::request::{Extent, Now};
 
 use model::{Batch, Change, MiniShard, Partition, Rebuild, state_body};
@@ -106,6 +107,12 @@ summary! {
     rot_reported_on_read,
     /// Flipped bits without effect.
     rot_without_effect,
+    /// Disks read by `verify`.
+    verified_offline,
+    /// Logs repaired.
+    repairs,
+    /// Logs that `repair` couldn't save.
+    repairs_refused,
     /// Blocks that look like groups of an earlier life of the file.
     stale_groups_skipped,
     /// Valid groups behind a bad one.
@@ -1165,6 +1172,10 @@ impl World {
     /// Opens the log after a crash: twice on a copy, cut some times, then for good.
     fn recover(&mut self, cuts: bool) -> Outcome<()> {
         self.disk.lock();
+        if self.rng.one_in(8) {
+            let damage = self.verify_offline()?;
+            self.require(damage.is_empty(), &format!("a crash damages nothing; verify says {damage:?}"))?;
+        }
         let refusals = self.refusals;
         let expected = if self.rng.one_in(2) { Some(self.recover_copy_twice()?) } else { None };
         let mut comparable = true;
@@ -1435,6 +1446,7 @@ impl World {
         self.disk.rot(file, position, bit);
         self.rotten = true;
         let before = self.summary.rot_reported_on_read;
+        let damage = self.verify_offline()?;
         for _ in 0..2 {
             let opened = self.open_on(self.disk.clone());
             match opened {
@@ -1448,12 +1460,40 @@ impl World {
                 Ok(None) => return Err("the disk refuses in fair weather".to_owned()),
                 Err(_) => {
                     self.summary.rot_reported_on_open += 1;
-                    return Ok(());
+                    self.require(!damage.is_empty(), "what refuses to open is damaged offline too")?;
+                    return self.repair();
                 }
             }
         }
-        self.summary.rot_without_effect += u64::from(self.summary.rot_reported_on_read == before);
-        Ok(())
+        let without_effect = self.summary.rot_reported_on_read == before;
+        self.summary.rot_without_effect += u64::from(without_effect);
+        self.require(without_effect || !damage.is_empty(), "what can't be read is damaged offline too")
+    }
+
+    /// What `ringmain log verify` says of the disk now.
+    fn verify_offline(&mut self) -> Outcome<Vec<Damage>> {
+        let mut copy = self.disk.fork();
+        copy.set_options(|options| *options = SimOptions::default());
+        let files = copy.list().map_err(|error| error.to_string())?;
+        let report = verify_volume(&mut copy, &files).map_err(|error| error.to_string())?;
+        self.summary.verified_offline += 1;
+        Ok(report.damage)
+    }
+
+    /// `ringmain log repair`: refuses, or leaves a log that holds a prefix and opens without further ado.
+    fn repair(&mut self) -> Outcome<()> {
+        (self.written, self.flushed) = (0, 0);
+        self.config.accept_loss = true;
+        let opened = self.open_on(self.disk.clone());
+        self.config.accept_loss = false;
+        let Ok(Some((log, ..))) = opened else {
+            self.summary.repairs_refused += 1;
+            return Ok(());
+        };
+        drop(log);
+        self.summary.repairs += 1;
+        self.crash();
+        self.open_whole().map(drop).map_err(|wrong| format!("after a repair: {wrong}"))
     }
 
     /// A byte that some checksum covers, in the last batch appended or in its group's header.
