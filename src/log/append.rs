@@ -214,7 +214,9 @@ impl Log {
             self.extend_wanted();
             return Err(if self.disk_full { AppendError::DiskFull } else { AppendError::Busy });
         }
-        if (is_state || !self.disk_full) && self.roll() {
+        // A file that isn't from the reserve serves data too, whatever else the disk has refused since.
+        let for_states_only = self.disk_full && self.reserve_next;
+        if (is_state || !for_states_only) && self.roll() {
             return Ok(());
         }
         self.blocked = true;

@@ -226,9 +226,13 @@ pub(super) fn find(
 
 /// Log segments that belong to an epoch's dead end: behind the point where the next epoch says it ended.
 pub(super) fn dead_numbers(found: &[Found]) -> BTreeSet<u64> {
-    let ends: Vec<EpochEnd> = found.iter().map(|f| f.header.previous).filter(|p| p.epoch > 0).collect();
+    // Numbers grow with time, so these are the segments between that point and the epoch's first. After a repair there
+    // may be whole epochs among them.
+    let gaps: Vec<(u64, u64)> =
+        found.iter().filter(|f| f.header.previous.epoch > 0).map(|f| (f.header.previous.segment, f.header.number)).collect();
     let dead = |f: &&Found| {
-        ends.iter().any(|end| f.header.epoch == end.epoch && f.header.number > end.segment && f.header.segment_kind() == SegmentKind::Log)
+        let number = f.header.number;
+        f.header.segment_kind() == SegmentKind::Log && gaps.iter().any(|&(end, first)| end < number && number < first)
     };
     found.iter().filter(dead).map(|f| f.header.number).collect()
 }
@@ -282,6 +286,8 @@ pub(super) fn survey(
         declared: BTreeSet::new(),
         swapped_in: BTreeSet::new(),
         swapped_out: BTreeSet::new(),
+        checkpoint,
+        checkpoint_whole: checkpoint.segment == 0,
         scanned: BTreeSet::new(),
         cut: false,
         indexes: HashMap::new(),
@@ -300,6 +306,13 @@ pub(super) fn survey(
             break;
         }
     }
+    // Cut off inside its last checkpoint, a log would come up without most of its state.
+    if !scan.checkpoint_whole
+        && let Some(segment) = chain.first()
+    {
+        let what = "the last checkpoint is damaged".into();
+        return Err(OpenError::Rot { file: segment.file.file, segment: checkpoint.segment, position: checkpoint.position, what });
+    }
     let Scan { mut report, good, declared, swapped_in, swapped_out, scanned, indexes, .. } = scan;
     report.was_clean = chain.last().is_some_and(|f| f.seal.is_some()) && report.torn_tail.is_none();
 
@@ -317,6 +330,9 @@ struct Scan<'a> {
     declared: BTreeSet<u64>,
     swapped_in: BTreeSet<u64>,
     swapped_out: BTreeSet<u64>,
+    checkpoint: LogPoint,
+    /// Its end has been replayed.
+    checkpoint_whole: bool,
     scanned: BTreeSet<u64>,
     /// The end was found: segments behind it are dead.
     cut: bool,
@@ -509,8 +525,7 @@ impl Scan<'_> {
         }
         // A sealed segment brings its index in its footer: only what the checkpoint doesn't cover is replayed.
         let across = self.config.plant == Some(Plant::SequencesAcrossEpochs);
-        let ended = later.iter().find(|f| f.header.previous.epoch == header.epoch && !across).map(|f| f.header.previous);
-        let known_end = ended.filter(|end| end.segment == number);
+        let known_end = later.iter().map(|f| f.header.previous).find(|end| end.epoch > 0 && end.segment == number && !across);
         // … unless a repair has cut it short.
         let sealed = found.seal.filter(|s| !self.config.accept_loss && known_end.is_none_or(|end| end.position >= s.end_position));
         let mut position = DATA_START;
@@ -594,7 +609,10 @@ impl Scan<'_> {
                 self.swapped_out.extend(sources);
                 self.swapped_in.extend(stores);
             }
-            Ok(LogRecord::CheckpointEnd { .. }) | Err(_) => {}
+            Ok(LogRecord::CheckpointEnd { segment, position, sequence }) => {
+                self.checkpoint_whole |= LogPoint { segment, position, sequence } == self.checkpoint;
+            }
+            Err(_) => {}
         }
     }
 
