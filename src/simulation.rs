@@ -25,8 +25,8 @@ use ringmain_wire::{Offset, PartitionId, ShardId};
 use crate::device::sim::{Rng, SimDisk, SimOptions};
 use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, FileId, Operation, Slice, Volume};
 use crate::log::format::{CommitHeader, SegmentHeader, seed as crc_seed};
-use crate::log::{Append, AppendError, Located, LocatedTime, Log, LogConfig, LogEvent, OpenError, Plant, ReadError, RecoveryReport};
 use crate::log::tool::{Damage, verify_volume};
+use crate::log::{Append, AppendError, Located, LocatedTime, Log, LogConfig, LogEvent, OpenError, Plant, ReadError, RecoveryReport};
 use crate::request::{Extent, Now};
 
 use model::{Batch, Change, MiniShard, Partition, Rebuild, state_body};

@@ -207,7 +207,8 @@ impl Log {
     fn roll_or_wait(&mut self, needed: u32, is_state: bool) -> Result<(), AppendError> {
         let Some(segment) = self.segments.get(&self.active) else { return Err(AppendError::Busy) };
         let footer = block_up((self.index.footer_bytes() + DIRECTORY_ENTRY_BYTES + RUN_BYTES) as u32);
-        let fits = self.position + needed + footer + MARK_BYTES <= self.config.segment_bytes && self.index.run_count() < self.config.active_runs_max;
+        let fits = self.position + needed + footer + MARK_BYTES <= self.config.segment_bytes
+            && self.index.run_count() < self.config.active_runs_max;
         let only_reserve_left = fits && !is_state && u64::from(self.position + needed) <= segment.written_bytes;
         if fits && !only_reserve_left {
             self.blocked = true;
@@ -286,7 +287,8 @@ impl Log {
     /// Drops the oldest chunk of the tail cache, if it is on the device, unread, and not the one being filled.
     pub(super) fn evict_oldest_chunk(&mut self) -> bool {
         let written = self.commits.written();
-        let evictable = self.chunks.len() > 1 && self.chunks.front().is_some_and(|oldest| oldest.last_sequence <= written && !oldest.chunk.is_shared());
+        let evictable =
+            self.chunks.len() > 1 && self.chunks.front().is_some_and(|oldest| oldest.last_sequence <= written && !oldest.chunk.is_shared());
         if evictable {
             self.chunks.pop_front();
         }

@@ -183,7 +183,8 @@ impl Shards {
             FetchData::Blocks(slices) => Some(slices.iter().flat_map(|slice| slice.iter().copied()).collect()),
             FetchData::Extents(extents) => {
                 let mut frames = Vec::with_capacity(extents.iter().map(|extent| extent.len as usize).sum());
-                let is_whole = extents.iter().all(|extent| self.hot_bytes(shard, *extent).map(|bytes| frames.extend_from_slice(bytes)).is_some());
+                let is_whole =
+                    extents.iter().all(|extent| self.hot_bytes(shard, *extent).map(|bytes| frames.extend_from_slice(bytes)).is_some());
                 if let Some(owner) = self.shard_mut(shard) {
                     owner.release_extents(&extents);
                 }
