@@ -95,7 +95,8 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
 
 /// Runs the broker until a signal stops it. Prints one `ready …` line on standard error when every door listens.
 pub fn run(config: &ServeConfig) -> Result<(), StartError> {
-    let signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT]).map_err(system("installing signal handlers"))?;
+    let signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
+        .map_err(system("installing signal handlers"))?;
     let running = start(config)?;
     let stopper = running.stopper();
     spawn_detached("signals", move || heed_signals(signals, &stopper))?;
@@ -280,7 +281,11 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
         gates.push(gate);
         let shards: Vec<ShardId> = (0..shard_count).filter(|shard| core_of_shard[usize::from(*shard)] == core).map(ShardId).collect();
         let memory = CoreMemory::divide(memory_bytes, cores.len(), shards.len());
-        let native = NativeConfig { cluster_id: data_dir.cluster_id, max_request_bytes: memory.request_bytes_max, max_in_flight: NATIVE_IN_FLIGHT_MAX };
+        let native = NativeConfig {
+            cluster_id: data_dir.cluster_id,
+            max_request_bytes: memory.request_bytes_max,
+            max_in_flight: NATIVE_IN_FLIGHT_MAX,
+        };
         let thread = CoreThread {
             core,
             cpu: cores[index],
@@ -332,8 +337,16 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let is_ready = Arc::new(AtomicBool::new(true));
     let admin = match doors.admin {
         Some(listener) => Some(
-            admin::start(listener, admin::Sources { controls: controls.clone(), broker: broker.clone(), janitor: janitor.handle().clone(), is_ready: is_ready.clone() })
-                .map_err(system("starting the admin thread"))?,
+            admin::start(
+                listener,
+                admin::Sources {
+                    controls: controls.clone(),
+                    broker: broker.clone(),
+                    janitor: janitor.handle().clone(),
+                    is_ready: is_ready.clone(),
+                },
+            )
+            .map_err(system("starting the admin thread"))?,
         ),
         None => None,
     };
@@ -378,7 +391,10 @@ fn choose_io(mode: IoMode, probe: &Probe) -> Result<Io, StartError> {
         (IoMode::Fallback, _) => Ok(fallback("asked for by --io fallback".into())),
         (IoMode::Auto, Err(refused)) => {
             let note = format!("{refused}; remedy: {}", refused.remedy());
-            tracing::warn!("io_uring can't be used: {refused}. Disk and sockets go through threads and epoll instead: the same guarantees at more CPU and latency per commit. Remedy: {}", refused.remedy());
+            tracing::warn!(
+                "io_uring can't be used: {refused}. Disk and sockets go through threads and epoll instead: the same guarantees at more CPU and latency per commit. Remedy: {}",
+                refused.remedy()
+            );
             Ok(fallback(note))
         }
     }
@@ -433,11 +449,15 @@ fn open_doors(config: &ServeConfig, core_of_shard: &[u16], core_count: usize, wa
             let port = match address.port() {
                 0 => 0,
                 base => u16::try_from(usize::from(base) + 1 + shard).map_err(|_| {
-                    let error = io::Error::new(io::ErrorKind::InvalidInput, format!("shard {shard} would need port {}, beyond the last", usize::from(base) + 1 + shard));
+                    let error = io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        format!("shard {shard} would need port {}, beyond the last", usize::from(base) + 1 + shard),
+                    );
                     StartError::Bind(BindError { flag: "--native", address, error })
                 })?,
             };
-            let listener = listener::bind("--native (its shard ports)", SocketAddr::new(address.ip(), port), waiting).map_err(StartError::Bind)?;
+            let listener =
+                listener::bind("--native (its shard ports)", SocketAddr::new(address.ip(), port), waiting).map_err(StartError::Bind)?;
             doors.shard_ports[shard] = address_of(&listener)?.port();
             doors.listeners[usize::from(*core)].push(listener);
         }
@@ -601,7 +621,9 @@ impl CoreThread {
     fn make_disk(&self) -> Result<Box<dyn Disk>, StartError> {
         let waker = self.control.waker.clone();
         Ok(match self.driver {
-            Driver::Uring => Box::new(UringDisk::new(&self.janitor, waker).map_err(system("making the log's ring (--io fallback works without)"))?),
+            Driver::Uring => {
+                Box::new(UringDisk::new(&self.janitor, waker).map_err(system("making the log's ring (--io fallback works without)"))?)
+            }
             Driver::Epoll => Box::new(ThreadDisk::new(&self.janitor, waker).map_err(system("starting the disk's threads"))?),
         })
     }

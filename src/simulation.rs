@@ -25,6 +25,7 @@ use ringmain_wire::{Offset, PartitionId, ShardId};
 use crate::device::sim::{Rng, SimDisk, SimOptions};
 use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, FileId, Operation, Slice, Volume};
 use crate::log::format::{CommitHeader, SegmentHeader, seed as crc_seed};
+use crate::log::tool::{Damage, verify_volume};
 use crate::log::{Append, AppendError, Located, LocatedTime, Log, LogConfig, LogEvent, OpenError, Plant, ReadError, RecoveryReport};
 use crate::request::{Extent, Now};
 
@@ -106,6 +107,12 @@ summary! {
     rot_reported_on_read,
     /// Flipped bits without effect.
     rot_without_effect,
+    /// Disks read by `verify`.
+    verified_offline,
+    /// Logs repaired.
+    repairs,
+    /// Logs that `repair` couldn't save.
+    repairs_refused,
     /// Blocks that look like groups of an earlier life of the file.
     stale_groups_skipped,
     /// Valid groups behind a bad one.
@@ -142,6 +149,13 @@ summary! {
     lies,
     /// Writes that crashes tore.
     torn_writes,
+}
+
+impl Summary {
+    /// What many runs together must have seen and didn't: a suite in which it never happens proves nothing about it.
+    pub fn never_seen(&self) -> Vec<&'static str> {
+        self.rows().into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect()
+    }
 }
 
 /// What a run is about.
@@ -185,6 +199,13 @@ enum Checkpoint {
     Wanted,
     /// Begun; the next piece.
     Piece(usize),
+}
+
+/// Refusals met by one append.
+#[derive(Default)]
+struct Patience {
+    busy: usize,
+    full: usize,
 }
 
 struct ReadUnderWay {
@@ -550,7 +571,11 @@ impl World {
     }
 
     fn require(&self, kept: bool, promise: &str) -> Outcome<()> {
-        if kept { Ok(()) } else { Err(format!("promised: {promise}; appended {} written {} flushed {}", self.appended, self.written, self.flushed)) }
+        if kept {
+            Ok(())
+        } else {
+            Err(format!("promised: {promise}; appended {} written {} flushed {}", self.appended, self.written, self.flushed))
+        }
     }
 
     /// Retention takes effect when its record is durable.
@@ -642,7 +667,8 @@ impl World {
         let append_time_ms = self.now.wall_ms;
         let partition = &self.partitions[&id];
         let (base, durability) = (partition.end, partition.durability);
-        for attempt in 0.. {
+        let mut patience = Patience::default();
+        loop {
             let append = Append {
                 bytes: &bytes,
                 partition: PartitionId(id),
@@ -665,19 +691,19 @@ impl World {
                     return Ok(true);
                 }
                 Err(error) => {
-                    if !self.wait_after(error, attempt)? {
+                    if !self.wait_after(error, &mut patience)? {
                         return Ok(false);
                     }
                 }
             }
         }
-        unreachable!("waiting ends after some attempts")
     }
 
     fn append_change(&mut self, change: Change) -> Outcome<bool> {
         let filler = if self.rng.one_in(4) { self.rng.index(500) } else { 0 };
         let body = state_body(&change, filler);
-        for attempt in 0.. {
+        let mut patience = Patience::default();
+        loop {
             let now = self.now;
             match self.log().append_state(&body, now) {
                 Ok(appended) => {
@@ -686,19 +712,19 @@ impl World {
                     return Ok(true);
                 }
                 Err(error) => {
-                    if !self.wait_after(error, attempt)? {
+                    if !self.wait_after(error, &mut patience)? {
                         return Ok(false);
                     }
                 }
             }
         }
-        unreachable!("waiting ends after some attempts")
     }
 
     /// After a refusal: `true` = try again. Refusals that pass must pass.
-    fn wait_after(&mut self, error: AppendError, attempt: usize) -> Outcome<bool> {
+    fn wait_after(&mut self, error: AppendError, patience: &mut Patience) -> Outcome<bool> {
         match error {
-            AppendError::Busy if attempt < PATIENCE_STEPS => {
+            AppendError::Busy if patience.busy < PATIENCE_STEPS => {
+                patience.busy += 1;
                 self.disk.stall(false);
                 if self.disk.is_cut() {
                     return Ok(false);
@@ -713,13 +739,14 @@ impl World {
                 let deserved = matches!(self.weather, Weather::Full | Weather::Errors) || self.disk.is_cut();
                 self.require(deserved, "only a full disk refuses appends as full")?;
                 self.disk.stall(false);
-                if attempt == 0 && !self.disk.is_cut() {
+                if patience.full == 0 && !self.disk.is_cut() {
                     self.free_space()?;
                 }
                 // The log asks again by itself; how soon is its business.
                 self.pass_time(10_000);
                 self.step()?;
-                if attempt > 2_000 {
+                patience.full += 1;
+                if patience.full > 2_000 {
                     return Err("the disk has space again, and appends are still refused".to_owned());
                 }
                 Ok(!self.fenced && !self.disk.is_cut())
@@ -780,7 +807,7 @@ impl World {
         let partition = &self.partitions[&id];
         let bound = self.readable_end(partition);
         let from = self.shard.starts.get(&id).copied().unwrap_or(0);
-        let starts: Vec<u64> = partition.batches.range(from..bound).map(|(&base, _)| base).chain([bound]).collect();
+        let starts: Vec<u64> = partition.batches.range(from..bound.max(from)).map(|(&base, _)| base).chain([bound]).collect();
         let start = starts[self.rng.index(starts.len())];
         if start <= from {
             return Ok(());
@@ -1145,6 +1172,10 @@ impl World {
     /// Opens the log after a crash: twice on a copy, cut some times, then for good.
     fn recover(&mut self, cuts: bool) -> Outcome<()> {
         self.disk.lock();
+        if self.rng.one_in(8) {
+            let damage = self.verify_offline()?;
+            self.require(damage.is_empty(), &format!("a crash damages nothing; verify says {damage:?}"))?;
+        }
         let refusals = self.refusals;
         let expected = if self.rng.one_in(2) { Some(self.recover_copy_twice()?) } else { None };
         let mut comparable = true;
@@ -1370,7 +1401,10 @@ impl World {
         self.summary.clean_stops += 1;
         self.crash();
         self.recover(false)?;
-        self.require(self.items.last().is_none_or(|last| last.sequence <= self.flushed) && self.flushed >= appended, "a clean stop loses nothing")
+        self.require(
+            self.items.last().is_none_or(|last| last.sequence <= self.flushed) && self.flushed >= appended,
+            "a clean stop loses nothing",
+        )
     }
 
     /// Segment number → file, as the headers on disk say.
@@ -1412,24 +1446,54 @@ impl World {
         self.disk.rot(file, position, bit);
         self.rotten = true;
         let before = self.summary.rot_reported_on_read;
+        let damage = self.verify_offline()?;
         for _ in 0..2 {
             let opened = self.open_on(self.disk.clone());
             match opened {
                 Ok(Some((log, rebuild, report))) => {
                     self.adopt(log, &report)?;
-                    self.verify(rebuild, &report).map_err(|wrong| format!("after bit {bit} of byte {position} in {file} flipped: {wrong}"))?;
+                    self.verify(rebuild, &report)
+                        .map_err(|wrong| format!("after bit {bit} of byte {position} in {file} flipped: {wrong}"))?;
                     self.crash();
                     self.disk.lock();
                 }
                 Ok(None) => return Err("the disk refuses in fair weather".to_owned()),
                 Err(_) => {
                     self.summary.rot_reported_on_open += 1;
-                    return Ok(());
+                    self.require(!damage.is_empty(), "what refuses to open is damaged offline too")?;
+                    return self.repair();
                 }
             }
         }
-        self.summary.rot_without_effect += u64::from(self.summary.rot_reported_on_read == before);
-        Ok(())
+        let without_effect = self.summary.rot_reported_on_read == before;
+        self.summary.rot_without_effect += u64::from(without_effect);
+        self.require(without_effect || !damage.is_empty(), "what can't be read is damaged offline too")
+    }
+
+    /// What `ringmain log verify` says of the disk now.
+    fn verify_offline(&mut self) -> Outcome<Vec<Damage>> {
+        let mut copy = self.disk.fork();
+        copy.set_options(|options| *options = SimOptions::default());
+        let files = copy.list().map_err(|error| error.to_string())?;
+        let report = verify_volume(&mut copy, &files).map_err(|error| error.to_string())?;
+        self.summary.verified_offline += 1;
+        Ok(report.damage)
+    }
+
+    /// `ringmain log repair`: refuses, or leaves a log that holds a prefix and opens without further ado.
+    fn repair(&mut self) -> Outcome<()> {
+        (self.written, self.flushed) = (0, 0);
+        self.config.accept_loss = true;
+        let opened = self.open_on(self.disk.clone());
+        self.config.accept_loss = false;
+        let Ok(Some((log, ..))) = opened else {
+            self.summary.repairs_refused += 1;
+            return Ok(());
+        };
+        drop(log);
+        self.summary.repairs += 1;
+        self.crash();
+        self.open_whole().map(drop).map_err(|wrong| format!("after a repair: {wrong}"))
     }
 
     /// A byte that some checksum covers, in the last batch appended or in its group's header.
@@ -1460,10 +1524,10 @@ impl World {
             Ok(Some((log, _, report))) => {
                 (self.appended, self.written, self.flushed) = (log.flushed(), log.flushed(), log.flushed());
                 self.adopt(log, &report)?;
-                let ids: Vec<u32> = self.partitions.keys().copied().collect();
+                let ids: Vec<u32> = self.partitions.keys().copied().filter(|id| !self.shard.dropped.contains(id)).collect();
                 for id in ids {
-                    let end = self.partitions[&id].end;
-                    if let Some((extents, next_offset)) = self.locate(id, 0, end, 1 << 20)? {
+                    let (start, end) = (self.shard.starts.get(&id).copied().unwrap_or(0), self.partitions[&id].end);
+                    if let Some((extents, next_offset)) = self.locate(id, start, end, 1 << 20)? {
                         self.start_read(ReadUnderWay { partition: id, from: end, next_offset, extents });
                     }
                 }

@@ -71,7 +71,11 @@ impl Drop for Admin {
 
 async fn serve(listener: TcpListener, sources: Sources, stopped: oneshot::Receiver<()>) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let routes = Routes::new().route("/livez", get(async || "ok\n")).route("/readyz", get(readyz)).route("/metrics", get(serve_metrics)).with_state(sources);
+    let routes = Routes::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(serve_metrics))
+        .with_state(sources);
     tokio::select! {
         result = async { axum::serve(listener, routes).await } => result,
         // Requests in progress are dropped: whoever asks a broker that stops can do without the answer.
@@ -88,8 +92,13 @@ async fn readyz(State(sources): State<Sources>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "a core thread does not answer\n").into_response();
     }
     // Other shards go on, so the broker stays ready; who wants to be woken by this asks the metrics.
-    let fenced: Vec<String> =
-        snapshots.iter().flatten().flat_map(|core| &core.shards).filter(|shard| shard.is_fenced).map(|shard| format!("shard {} is fenced\n", shard.shard)).collect();
+    let fenced: Vec<String> = snapshots
+        .iter()
+        .flatten()
+        .flat_map(|core| &core.shards)
+        .filter(|shard| shard.is_fenced)
+        .map(|shard| format!("shard {} is fenced\n", shard.shard))
+        .collect();
     (StatusCode::OK, format!("ok\n{}", fenced.concat())).into_response()
 }
 

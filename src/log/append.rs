@@ -207,14 +207,17 @@ impl Log {
     fn roll_or_wait(&mut self, needed: u32, is_state: bool) -> Result<(), AppendError> {
         let Some(segment) = self.segments.get(&self.active) else { return Err(AppendError::Busy) };
         let footer = block_up((self.index.footer_bytes() + DIRECTORY_ENTRY_BYTES + RUN_BYTES) as u32);
-        let fits = self.position + needed + footer + MARK_BYTES <= self.config.segment_bytes && self.index.run_count() < self.config.active_runs_max;
+        let fits = self.position + needed + footer + MARK_BYTES <= self.config.segment_bytes
+            && self.index.run_count() < self.config.active_runs_max;
         let only_reserve_left = fits && !is_state && u64::from(self.position + needed) <= segment.written_bytes;
         if fits && !only_reserve_left {
             self.blocked = true;
             self.extend_wanted();
             return Err(if self.disk_full { AppendError::DiskFull } else { AppendError::Busy });
         }
-        if (is_state || !self.disk_full) && self.roll() {
+        // A file that isn't from the reserve serves data too, whatever else the disk has refused since.
+        let for_states_only = self.disk_full && self.reserve_next;
+        if (is_state || !for_states_only) && self.roll() {
             return Ok(());
         }
         self.blocked = true;
@@ -279,6 +282,17 @@ impl Log {
             last_sequence: 0,
         });
         Ok(())
+    }
+
+    /// Drops the oldest chunk of the tail cache, if it is on the device, unread, and not the one being filled.
+    pub(super) fn evict_oldest_chunk(&mut self) -> bool {
+        let written = self.commits.written();
+        let evictable =
+            self.chunks.len() > 1 && self.chunks.front().is_some_and(|oldest| oldest.last_sequence <= written && !oldest.chunk.is_shared());
+        if evictable {
+            self.chunks.pop_front();
+        }
+        evictable
     }
 
     /// Closes the open group and submits its write.

@@ -1,7 +1,7 @@
 //! The layout of a segment file, drawn here and asserted below.
 //!
 //! ```text
-//! block 0        SegmentHeader   whose segment, salt, where the epoch before ended, last checkpoint
+//! block 0        SegmentHeader   (and a copy at 2048) whose segment, salt, where the epoch before ended, last checkpoint
 //! block 1        SealBlock       written once, when the segment is full: end of data, footer
 //! block 2 …      log segment:    groups, each at a block boundary: CommitHeader, frames, zeros
 //!                store segment:  frames, packed
@@ -205,6 +205,8 @@ const _: () = assert!(SEGMENT_HEADER_BYTES <= BLOCK_BYTES && SEAL_BLOCK_BYTES <=
 pub const RUN_BYTES: usize = 36;
 /// Size of a directory entry in a footer.
 pub const DIRECTORY_ENTRY_BYTES: usize = 52;
+/// Block 0 holds the header twice, in different sectors.
+const HEADER_COPY_AT: usize = 2048;
 const SEGMENT_HEADER_BYTES: usize = 8 + 8 + 8 + 8 + 8 + 8 + 28 + 20 + 4;
 const SEAL_BLOCK_BYTES: usize = 16 + 28 + 8 + 20 + 4;
 
@@ -228,13 +230,24 @@ impl SegmentHeader {
         block[..SEGMENT_HEADER_BYTES].copy_from_slice(&bytes);
         let crc = crc32c::crc32c(&bytes[..SEGMENT_HEADER_BYTES - 4]);
         block[SEGMENT_HEADER_BYTES - 4..SEGMENT_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+        block.copy_within(..SEGMENT_HEADER_BYTES, HEADER_COPY_AT);
         block
     }
 
-    /// Reads block 0; `None` = no segment (free, torn, or of another layout).
+    /// Reads block 0; `None` = no segment (free, torn, or of another layout). A damaged header is read from its copy:
+    /// without it nothing in the segment can be judged, and the last one would be missed by nobody.
     pub fn read(block: &[u8]) -> Option<SegmentHeader> {
-        let header: SegmentHeader = read_fixed(block).ok()?;
-        let crc = crc32c::crc32c(&block[..SEGMENT_HEADER_BYTES - 4]);
+        SegmentHeader::read_one(block).or_else(|| SegmentHeader::read_one(block.get(HEADER_COPY_AT..)?))
+    }
+
+    /// Whether the header itself is good, or was never written: a crash may leave only the copy.
+    pub fn is_whole(block: &[u8]) -> bool {
+        SegmentHeader::read_one(block).is_some() || block[..SEGMENT_HEADER_BYTES].iter().all(|&byte| byte == 0)
+    }
+
+    fn read_one(bytes: &[u8]) -> Option<SegmentHeader> {
+        let header: SegmentHeader = read_fixed(bytes).ok()?;
+        let crc = crc32c::crc32c(&bytes[..SEGMENT_HEADER_BYTES - 4]);
         (header.magic == SEGMENT_MAGIC && header.crc == crc && header.version == FORMAT_VERSION).then_some(header)
     }
 

@@ -84,7 +84,8 @@ impl RunIndex {
     /// made of segments that aren't neighbours has gaps, and another segment may hold what belongs there.)
     pub fn directory(&self) -> Vec<DirectoryEntry> {
         let mut directory: Vec<DirectoryEntry> = Vec::with_capacity(self.lists.len() + self.gaps);
-        let listed = self.by_partition.iter().flat_map(|(&partition, &list)| self.lists[list as usize].iter().map(move |&i| (partition, i)));
+        let listed =
+            self.by_partition.iter().flat_map(|(&partition, &list)| self.lists[list as usize].iter().map(move |&i| (partition, i)));
         for (first_run, (partition, i)) in listed.enumerate() {
             let run = &self.runs[i as usize];
             match directory.last_mut() {
@@ -153,7 +154,10 @@ impl Footer {
         let end = self.directory.partition_point(|d| d.partition <= partition.0);
         match &self.directory[first..end] {
             [] => &[],
-            entries => &self.runs[entries[0].first_run as usize..(entries[end - first - 1].first_run + entries[end - first - 1].run_count) as usize],
+            entries => {
+                &self.runs
+                    [entries[0].first_run as usize..(entries[end - first - 1].first_run + entries[end - first - 1].run_count) as usize]
+            }
         }
     }
 

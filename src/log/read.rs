@@ -187,6 +187,15 @@ impl Log {
             }
             let Some((ticket, extents)) = self.reads.waiting.pop_front() else { break };
             if let Err(extents) = self.start_read(ticket, extents) {
+                // The tail cache gives way to a read; a read that memory can't hold even so fails.
+                if self.evict_oldest_chunk() {
+                    self.reads.waiting.push_front((ticket, extents));
+                    continue;
+                }
+                if needed > self.arena.limit_bytes().saturating_sub(self.config.chunk_bytes as usize) {
+                    self.finish_read(ticket, &extents, Err(ReadError::Device(Fault::Os(libc::ENOMEM))));
+                    continue;
+                }
                 self.reads.waiting.push_front((ticket, extents));
                 break;
             }

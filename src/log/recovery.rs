@@ -17,7 +17,7 @@ use super::format::{
     COMMIT_HEADER_BYTES, CommitHeader, DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, LOG_RECORD_FLAG, LogPoint, LogRecord, Run, SealBlock,
     SegmentHeader, SegmentKind, block_up, read_directory, seed,
 };
-use super::index::{FooterCache, Place, RunIndex};
+use super::index::{Footer, FooterCache, Place, RunIndex};
 use super::segment::{Next, Segment, State};
 use super::{Log, LogConfig, LogCounters, Plant, Replay, Stop};
 
@@ -111,6 +111,8 @@ pub(super) struct Found {
     pub seal: Option<SealBlock>,
     /// Where it says the last checkpoint is.
     pub checkpoint: LogPoint,
+    /// The header could be read without its copy.
+    pub header_whole: bool,
 }
 
 /// A group whose checksums hold.
@@ -193,6 +195,13 @@ impl<'a> SegmentReader<'a> {
         Ok(Ok(Group { header: commit, position }))
     }
 
+    /// Whether the footer that the seal block names is as it was written.
+    pub fn footer_is_whole(&mut self, found: &Found) -> Result<bool, OpenError> {
+        let Some(seal) = found.seal else { return Ok(true) };
+        let bytes = self.bytes(seal.footer_position, seal.footer_len as usize)?.unwrap_or_default();
+        Ok(crc32c::crc32c_append(seed(found.header.salt), bytes) == seal.footer_crc && Footer::read(bytes, seal.directory_count).is_some())
+    }
+
     /// The frames of a group just returned by `group`.
     pub fn group_bytes(&mut self, group: &Group) -> Result<&[u8], OpenError> {
         Ok(self.bytes(group.position, group.header.bytes as usize)?.and_then(|b| b.get(COMMIT_HEADER_BYTES..)).unwrap_or_default())
@@ -217,7 +226,13 @@ pub(super) fn find(
         {
             let block = SealBlock::read(&buffer[BLOCK_BYTES..], seed(header.salt), header.number);
             let checkpoint = block.map(|b| b.checkpoint).filter(|c| c.sequence > header.checkpoint.sequence).unwrap_or(header.checkpoint);
-            found.push(Found { file, header, seal: block.filter(|b| !b.is_note()), checkpoint });
+            found.push(Found {
+                file,
+                header,
+                seal: block.filter(|b| !b.is_note()),
+                checkpoint,
+                header_whole: SegmentHeader::is_whole(&buffer),
+            });
         }
     }
     found.sort_by_key(|f| f.header.number);
@@ -226,9 +241,13 @@ pub(super) fn find(
 
 /// Log segments that belong to an epoch's dead end: behind the point where the next epoch says it ended.
 pub(super) fn dead_numbers(found: &[Found]) -> BTreeSet<u64> {
-    let ends: Vec<EpochEnd> = found.iter().map(|f| f.header.previous).filter(|p| p.epoch > 0).collect();
+    // Numbers grow with time, so these are the segments between that point and the epoch's first. After a repair there
+    // may be whole epochs among them.
+    let gaps: Vec<(u64, u64)> =
+        found.iter().filter(|f| f.header.previous.epoch > 0).map(|f| (f.header.previous.segment, f.header.number)).collect();
     let dead = |f: &&Found| {
-        ends.iter().any(|end| f.header.epoch == end.epoch && f.header.number > end.segment && f.header.segment_kind() == SegmentKind::Log)
+        let number = f.header.number;
+        f.header.segment_kind() == SegmentKind::Log && gaps.iter().any(|&(end, first)| end < number && number < first)
     };
     found.iter().filter(dead).map(|f| f.header.number).collect()
 }
@@ -282,6 +301,8 @@ pub(super) fn survey(
         declared: BTreeSet::new(),
         swapped_in: BTreeSet::new(),
         swapped_out: BTreeSet::new(),
+        checkpoint,
+        checkpoint_whole: checkpoint.segment == 0,
         scanned: BTreeSet::new(),
         cut: false,
         indexes: HashMap::new(),
@@ -300,6 +321,13 @@ pub(super) fn survey(
             break;
         }
     }
+    // Cut off inside its last checkpoint, a log would come up without most of its state.
+    if !scan.checkpoint_whole
+        && let Some(segment) = chain.first()
+    {
+        let what = "the last checkpoint is damaged".into();
+        return Err(OpenError::Rot { file: segment.file.file, segment: checkpoint.segment, position: checkpoint.position, what });
+    }
     let Scan { mut report, good, declared, swapped_in, swapped_out, scanned, indexes, .. } = scan;
     report.was_clean = chain.last().is_some_and(|f| f.seal.is_some()) && report.torn_tail.is_none();
 
@@ -317,6 +345,9 @@ struct Scan<'a> {
     declared: BTreeSet<u64>,
     swapped_in: BTreeSet<u64>,
     swapped_out: BTreeSet<u64>,
+    checkpoint: LogPoint,
+    /// Its end has been replayed.
+    checkpoint_whole: bool,
     scanned: BTreeSet<u64>,
     /// The end was found: segments behind it are dead.
     cut: bool,
@@ -393,9 +424,23 @@ impl Log {
             log.segments.insert(*number, segment);
         }
         log.open_epoch(volume, &found, &live, newest_epoch, good)?;
+        if config.accept_loss {
+            // Scanned all the same, so it counts as unsealed from now on, and gets another footer.
+            let mut unsealed = arena.allocate(BLOCK_BYTES).map_err(|_| OpenError::Memory)?;
+            unsealed.fill(0);
+            for segment in live.iter().filter_map(|number| by_number.get(number)).filter(|f| log.is_unsealed(f.header.number)) {
+                if !SegmentReader::new(volume, &arena, segment.file).footer_is_whole(segment)? {
+                    volume.write_durable(segment.file.file, BLOCK_BYTES as u64, &unsealed)?;
+                }
+            }
+        }
         report.epoch = log.epoch;
         report.segments = log.segments.len();
         Ok(Opened { log, report })
+    }
+
+    fn is_unsealed(&self, number: u64) -> bool {
+        self.segments.get(&number).is_some_and(|segment| !segment.is_sealed())
     }
 
     /// A live segment with its places: from its footer's directory, or from the scan.
@@ -499,6 +544,20 @@ impl Scan<'_> {
         let number = found.header.number;
         let (file, header) = (found.file.file, found.header);
         let next = later.first();
+        let across = self.config.plant == Some(Plant::SequencesAcrossEpochs);
+        // What the epoch's first header says of the end before must be what was found there.
+        if header.previous.epoch > 0 && !self.good.unknown && header.previous.sequence != self.good.sequence && !across {
+            let what = format!(
+                "its epoch begins after group {}, and group {} is the last before it",
+                header.previous.sequence, self.good.sequence
+            );
+            if !self.config.accept_loss {
+                return Err(OpenError::Rot { file, segment: number, position: 0, what });
+            }
+            self.cut = true;
+            self.report.torn_tail = Some((file, number, 0));
+            return Ok(());
+        }
         // An epoch without a valid group ended in its first segment.
         if self.good.segment == 0 || header.previous.epoch > 0 {
             if header.previous.epoch > 0 && self.good.unknown {
@@ -508,9 +567,7 @@ impl Scan<'_> {
             (self.good.segment, self.good.position) = (number, DATA_START);
         }
         // A sealed segment brings its index in its footer: only what the checkpoint doesn't cover is replayed.
-        let across = self.config.plant == Some(Plant::SequencesAcrossEpochs);
-        let ended = later.iter().find(|f| f.header.previous.epoch == header.epoch && !across).map(|f| f.header.previous);
-        let known_end = ended.filter(|end| end.segment == number);
+        let known_end = later.iter().map(|f| f.header.previous).find(|end| end.epoch > 0 && end.segment == number && !across);
         // … unless a repair has cut it short.
         let sealed = found.seal.filter(|s| !self.config.accept_loss && known_end.is_none_or(|end| end.position >= s.end_position));
         let mut position = DATA_START;
@@ -594,7 +651,10 @@ impl Scan<'_> {
                 self.swapped_out.extend(sources);
                 self.swapped_in.extend(stores);
             }
-            Ok(LogRecord::CheckpointEnd { .. }) | Err(_) => {}
+            Ok(LogRecord::CheckpointEnd { segment, position, sequence }) => {
+                self.checkpoint_whole |= LogPoint { segment, position, sequence } == self.checkpoint;
+            }
+            Err(_) => {}
         }
     }
 

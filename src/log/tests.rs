@@ -348,6 +348,8 @@ fn verify_names_whole_torn_and_damaged_logs() {
 #[test]
 fn accepted_loss_cuts_before_the_damage_and_goes_on() {
     let mut rig = Rig::new();
+    // What lies in the checkpoint itself can't be given up: let it be complete first.
+    rig.settle();
     let kept = rig.append(1, 1, &[b'k'; 3_000]);
     rig.flush(kept.sequence);
     let lost = rig.append(1, 1, &[b'l'; 3_000]);
@@ -364,4 +366,27 @@ fn accepted_loss_cuts_before_the_damage_and_goes_on() {
     let next = rig.append(1, 1, b"next");
     rig.flush(next.sequence);
     assert_eq!(rig.read_all(1, 0), [0, 1]);
+}
+
+#[test]
+fn cold_read_larger_than_memory_fails_and_a_smaller_one_takes_the_cache() {
+    let disk = SimDisk::new(1, SimOptions::default());
+    let mut rig = Rig::open(disk, LogConfig { tail_cache_bytes: 1 << 20, ..config() }, &mut Collected::default()).unwrap();
+    let mut extents = Vec::new();
+    for _ in 0..40 {
+        extents.push(rig.append(1, 1, &vec![b'o'; 20_000]).extent);
+    }
+    rig.settle();
+    let held: usize = rig.arena.used_bytes();
+    // What is left of the arena can't hold the read, but the cache can give way to it.
+    let hog = rig.arena.allocate(rig.arena.limit_bytes() - held - (64 << 10)).unwrap();
+    rig.log.read(1, extents[..8].to_vec());
+    rig.settle();
+    assert!(rig.events.iter().any(|e| matches!(e, LogEvent::ReadDone { ticket: 1, result: Ok(_) })), "the cache did not give way");
+    drop(hog);
+    rig.events.clear();
+    let all = Extent { segment: extents[0].segment, position: extents[0].position, len: 128 << 20 };
+    rig.log.read(2, vec![all]);
+    rig.settle();
+    assert!(rig.events.iter().any(|e| matches!(e, LogEvent::ReadDone { ticket: 2, result: Err(_) })), "an impossible read still waits");
 }

@@ -13,8 +13,7 @@ use crate::device::volume::{Directory, FileVolume};
 use crate::device::{Arena, BLOCK_BYTES, FileId, SegmentFile, Volume};
 use crate::request::Now;
 
-use super::format::{COMMIT_HEADER_BYTES, DATA_START, SegmentHeader, SegmentKind, seed};
-use super::index::Footer;
+use super::format::{COMMIT_HEADER_BYTES, DATA_START, SegmentHeader, SegmentKind};
 use super::recovery::{Found, SegmentReader, Survey, survey};
 use super::{Log, LogConfig, OpenError, Replay};
 
@@ -175,10 +174,18 @@ fn verify_shard(volume: &mut dyn Volume, arena: &Arena, shard: u16, survey: &Sur
         let end = match (survey.indexes.get(number), found.seal) {
             (Some((_, end, _, _)), _) => *end,
             (None, Some(seal)) => seal.end_position,
-            (None, None) => continue,
+            (None, None) => {
+                let place = Place { shard, file: found.file.file, segment: *number, position: BLOCK_BYTES as u32 };
+                let what = "it has no footer though a later checkpoint relies on it".into();
+                report.damage.push(Damage { place: Some(place), what });
+                continue;
+            }
         };
         let mut reader = SegmentReader::new(volume, arena, found.file);
         let place = |position| Some(Place { shard, file: found.file.file, segment: *number, position });
+        if !found.header_whole {
+            report.damage.push(Damage { place: place(0), what: "its header is damaged; the copy is good".into() });
+        }
         if let Some((position, what)) = verify_footer(&mut reader, found)? {
             report.damage.push(Damage { place: place(position), what });
         }
@@ -238,9 +245,7 @@ fn verify_frames(reader: &mut SegmentReader<'_>, end: u32, report: &mut VerifyRe
 
 fn verify_footer(reader: &mut SegmentReader<'_>, found: &Found) -> Result<Option<(u32, String)>, ToolError> {
     let Some(seal) = found.seal else { return Ok(None) };
-    let bytes = reader.bytes(seal.footer_position, seal.footer_len as usize)?.unwrap_or_default();
-    let whole =
-        crc32c::crc32c_append(seed(found.header.salt), bytes) == seal.footer_crc && Footer::read(bytes, seal.directory_count).is_some();
+    let whole = reader.footer_is_whole(found)?;
     Ok((!whole).then(|| (seal.footer_position, "the footer does not match its checksum".into())))
 }
 

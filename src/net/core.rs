@@ -23,8 +23,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ringmain_wire::{ErrorCode, Frame};
 
 use super::connection::{
-    BASE_BYTES, Budget, Connection, ConnectionId, Ending, Filled, INTRODUCTION_BYTES, Input, OUTBOX_FULL_BYTES, Output, Pause, READ_BYTES, Sent, Spares,
-    Stalled,
+    BASE_BYTES, Budget, Connection, ConnectionId, Ending, Filled, INTRODUCTION_BYTES, Input, OUTBOX_FULL_BYTES, Output, Pause, READ_BYTES,
+    Sent, Spares, Stalled,
 };
 use super::runtime::{self, Readiness, Signal};
 use crate::device::wake::Waker;
@@ -438,7 +438,8 @@ impl Shared {
             let wants_another = core.turn();
             let blocked = std::mem::take(&mut core.blocked);
             let (stop, wake_us) = (core.stop, core.next_wake_us());
-            let blocked: Vec<_> = blocked.into_iter().filter_map(|id| Some((id, core.slots.get(id.slot as usize)?.readiness.clone()?))).collect();
+            let blocked: Vec<_> =
+                blocked.into_iter().filter_map(|id| Some((id, core.slots.get(id.slot as usize)?.readiness.clone()?))).collect();
             drop(core);
             for (id, readiness) in blocked {
                 runtime::spawn(self.clone().write(id, readiness));
@@ -651,7 +652,10 @@ impl Core {
             self.dirty.push_back(id);
         }
         self.sweep_at_us.get_or_insert(now.monotonic_us + SWEEP_US);
-        let wants_turn = self.counters.requests != requests_before || !self.dirty.is_empty() || !self.unfinished.is_empty() || connection.ending.is_some();
+        let wants_turn = self.counters.requests != requests_before
+            || !self.dirty.is_empty()
+            || !self.unfinished.is_empty()
+            || connection.ending.is_some();
         let step = if is_over(&connection) { Step::Closed } else { step };
         self.put(connection);
         if self.spin_us > 0 && self.recent.len() <= SPIN_CONNECTIONS_MAX && !self.recent.contains(&id) {

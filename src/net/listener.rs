@@ -39,7 +39,9 @@ impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let BindError { flag, address, error } = self;
         match error.kind() {
-            io::ErrorKind::AddrInUse => write!(f, "{flag} {address}: the port is taken by another process; stop it, or choose another port (0 = any free one)"),
+            io::ErrorKind::AddrInUse => {
+                write!(f, "{flag} {address}: the port is taken by another process; stop it, or choose another port (0 = any free one)")
+            }
             io::ErrorKind::PermissionDenied => write!(f, "{flag} {address}: {error}; ports below 1024 need privileges"),
             io::ErrorKind::AddrNotAvailable => write!(f, "{flag} {address}: this machine has no such address"),
             _ => write!(f, "{flag} {address}: {error}"),
@@ -91,7 +93,9 @@ pub async fn accept(shared: Rc<Shared>, listener: TcpListener, session: Rc<dyn F
             Err(error) => {
                 if logged.is_none_or(|at| at.elapsed() > ACCEPT_LOG_INTERVAL) {
                     logged = Some(Instant::now());
-                    tracing::warn!("a connection can't be accepted: {error}; trying again (too many open files? raise ulimit -n, LimitNOFILE=)");
+                    tracing::warn!(
+                        "a connection can't be accepted: {error}; trying again (too many open files? raise ulimit -n, LimitNOFILE=)"
+                    );
                 }
                 runtime::sleep_or(ACCEPT_PAUSE, &Signal::default()).await;
             }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ringmain_wire::control::{
-    CreateTopic, Durability, ErrorReply, FetchReply, FetchRequest, Hello, HelloReply, MetadataReply, MetadataRequest, ProduceReply, StatsReply, StatsRequest,
-    TopicConfig, TopicInfo, read_open, write_open,
+    CreateTopic, Durability, ErrorReply, FetchReply, FetchRequest, Hello, HelloReply, MetadataReply, MetadataRequest, ProduceReply,
+    StatsReply, StatsRequest, TopicConfig, TopicInfo, read_open, write_open,
 };
 use ringmain_wire::envelope::flags;
 use ringmain_wire::frame::{Identity, frames};
@@ -226,7 +226,10 @@ impl Peer {
 
     fn hello(&mut self) -> HelloReply {
         let mut body = Vec::new();
-        write_open(&Hello { protocol_version: PROTOCOL_VERSION, client_name: "test".into(), auth_mechanism: String::new(), auth_data: Vec::new() }, &mut body);
+        write_open(
+            &Hello { protocol_version: PROTOCOL_VERSION, client_name: "test".into(), auth_mechanism: String::new(), auth_data: Vec::new() },
+            &mut body,
+        );
         read_open(&self.ask(Op::Hello, &body).1).unwrap()
     }
 
@@ -254,7 +257,10 @@ impl Peer {
 
     fn create(&mut self, name: &str, partition_count: u32, durability: Durability) -> TopicInfo {
         let mut body = Vec::new();
-        write_open(&CreateTopic { name: name.into(), partition_count, config: TopicConfig { durability, ..TopicConfig::default() } }, &mut body);
+        write_open(
+            &CreateTopic { name: name.into(), partition_count, config: TopicConfig { durability, ..TopicConfig::default() } },
+            &mut body,
+        );
         let (envelope, body) = self.ask(Op::CreateTopic, &body);
         assert_eq!(envelope.flags & flags::ERROR, 0, "{:?}", read_open::<ErrorReply>(&body));
         read_open(&body).unwrap()
@@ -377,7 +383,16 @@ fn waiting_fetch_is_answered_when_something_comes_also_across_cores() {
     let topic = broker.connect().create("t", 2, Durability::Memory);
     for place in &topic.partitions {
         let mut waiting = broker.connect();
-        let request = FetchRequest { version: 1, reserved: 0, partition: place.partition, offset: 0, min_bytes: 1, max_bytes: 1000, max_wait_ms: 9000, reserved2: 0 };
+        let request = FetchRequest {
+            version: 1,
+            reserved: 0,
+            partition: place.partition,
+            offset: 0,
+            min_bytes: 1,
+            max_bytes: 1000,
+            max_wait_ms: 9000,
+            reserved2: 0,
+        };
         waiting.send(Op::Fetch, &request.to_bytes());
         std::thread::sleep(Duration::from_millis(50));
         broker.connect().ask(Op::Produce, &batch(place.partition, b"v", 1));
@@ -397,7 +412,8 @@ fn pipelined_requests_beyond_the_limit_are_all_answered() {
     let frame = batch(topic.partitions[0].partition, &[5; 100], 1);
     const COUNT: u64 = 5_000;
     let mut reader = Peer { socket: peer.socket.try_clone().unwrap(), next: 0 };
-    let reading = std::thread::spawn(move || (0..COUNT).map(|_| ProduceReply::read(&reader.receive().1).unwrap().base_offset).collect::<Vec<_>>());
+    let reading =
+        std::thread::spawn(move || (0..COUNT).map(|_| ProduceReply::read(&reader.receive().1).unwrap().base_offset).collect::<Vec<_>>());
     for _ in 0..COUNT {
         peer.send(Op::Produce, &frame);
     }
@@ -423,7 +439,8 @@ fn slow_reader_gets_everything_and_others_are_served_meanwhile() {
     let from = offset;
     // Asks for more than a socket takes, and doesn't read.
     while offset < BATCHES {
-        let request = FetchRequest { version: 1, reserved: 0, partition, offset, min_bytes: 1, max_bytes: 700 << 10, max_wait_ms: 0, reserved2: 0 };
+        let request =
+            FetchRequest { version: 1, reserved: 0, partition, offset, min_bytes: 1, max_bytes: 700 << 10, max_wait_ms: 0, reserved2: 0 };
         slow.send(Op::Fetch, &request.to_bytes());
         offset += 10;
         asked += 1;

@@ -65,10 +65,15 @@ impl OwnedRequest {
         Some(match request {
             Request::Produce { frame } => OwnedRequest::Produce { frame: frame.bytes().to_vec() },
             Request::Fetch(fetch) => OwnedRequest::Fetch(*fetch),
-            Request::ListOffset { partition, timestamp_ms } => OwnedRequest::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms },
-            Request::CommitOffset { consumer, partition, offset, metadata } => {
-                OwnedRequest::CommitOffset { consumer: (*consumer).into(), partition: *partition, offset: *offset, metadata: (*metadata).into() }
+            Request::ListOffset { partition, timestamp_ms } => {
+                OwnedRequest::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms }
             }
+            Request::CommitOffset { consumer, partition, offset, metadata } => OwnedRequest::CommitOffset {
+                consumer: (*consumer).into(),
+                partition: *partition,
+                offset: *offset,
+                metadata: (*metadata).into(),
+            },
             Request::ReadOffset { consumer, partition } => OwnedRequest::ReadOffset { consumer: (*consumer).into(), partition: *partition },
             Request::InitProducer => OwnedRequest::InitProducer,
             Request::CreateTopic(create) => OwnedRequest::CreateTopic(Box::new(create.clone())),
@@ -88,7 +93,9 @@ impl OwnedRequest {
         match self {
             OwnedRequest::Produce { frame } => Request::Produce { frame: Frame::parse(frame).expect("a copy of a parsed frame") },
             OwnedRequest::Fetch(fetch) => Request::Fetch(*fetch),
-            OwnedRequest::ListOffset { partition, timestamp_ms } => Request::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms },
+            OwnedRequest::ListOffset { partition, timestamp_ms } => {
+                Request::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms }
+            }
             OwnedRequest::CommitOffset { consumer, partition, offset, metadata } => {
                 Request::CommitOffset { consumer, partition: *partition, offset: *offset, metadata }
             }

@@ -58,7 +58,8 @@ pub fn mesh<Q, A>(wakers: Vec<Waker>) -> Vec<Mailboxes<Q, A>> {
 }
 
 fn mesh_with_slots<Q, A>(wakers: Vec<Waker>, slots: usize) -> Vec<Mailboxes<Q, A>> {
-    let bells: Vec<Arc<Bell>> = wakers.into_iter().map(|waker| Arc::new(Bell { is_listening: CachePadded::new(AtomicBool::new(true)), waker })).collect();
+    let bells: Vec<Arc<Bell>> =
+        wakers.into_iter().map(|waker| Arc::new(Bell { is_listening: CachePadded::new(AtomicBool::new(true)), waker })).collect();
     let count = bells.len();
     let mut all: Vec<Mailboxes<Q, A>> =
         bells.iter().map(|bell| Mailboxes { peers: (0..count).map(|_| None).collect(), bell: bell.clone(), turn: 0 }).collect();
@@ -76,7 +77,13 @@ fn mesh_with_slots<Q, A>(wakers: Vec<Waker>, slots: usize) -> Vec<Mailboxes<Q, A
 }
 
 impl<Q, A> Peer<Q, A> {
-    fn new(questions_out: Producer<Q>, questions_in: Consumer<Q>, answers_out: Producer<A>, answers_in: Consumer<A>, bell: Arc<Bell>) -> Peer<Q, A> {
+    fn new(
+        questions_out: Producer<Q>,
+        questions_in: Consumer<Q>,
+        answers_out: Producer<A>,
+        answers_in: Consumer<A>,
+        bell: Arc<Bell>,
+    ) -> Peer<Q, A> {
         Peer { questions_out, questions_in, answers_out, answers_in, unanswered: 0, overflow: VecDeque::new(), bell, is_due: false }
     }
 

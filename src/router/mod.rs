@@ -173,7 +173,11 @@ impl Router {
     #[inline]
     pub fn submit(&mut self, origin: Origin, request: &Request<'_>, now: Now) -> Result<Option<Reply>, Busy> {
         let shard = match request {
-            Request::Produce { .. } | Request::Fetch(_) | Request::ListOffset { .. } | Request::CommitOffset { .. } | Request::ReadOffset { .. } => {
+            Request::Produce { .. }
+            | Request::Fetch(_)
+            | Request::ListOffset { .. }
+            | Request::CommitOffset { .. }
+            | Request::ReadOffset { .. } => {
                 let partition = request.partition().unwrap_or(PartitionId::STATE);
                 match self.catalog.partition(partition) {
                     Some(entry) => entry.shard,

@@ -190,7 +190,8 @@ impl Shards {
             FetchData::Blocks(slices) => Some(slices.iter().flat_map(|slice| slice.iter().copied()).collect()),
             FetchData::Extents(extents) => {
                 let mut frames = Vec::with_capacity(extents.iter().map(|extent| extent.len as usize).sum());
-                let is_whole = extents.iter().all(|extent| self.hot_bytes(shard, *extent).map(|bytes| frames.extend_from_slice(bytes)).is_some());
+                let is_whole =
+                    extents.iter().all(|extent| self.hot_bytes(shard, *extent).map(|bytes| frames.extend_from_slice(bytes)).is_some());
                 self.release_extents(shard, &extents);
                 is_whole.then_some(frames)
             }

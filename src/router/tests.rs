@@ -65,7 +65,9 @@ fn metadata_names_topics_found_and_shard_ports() {
 fn request_for_another_core_crosses_and_its_answer_is_marked_as_moved() {
     let (mut router, mut other) = router();
     assert!(router.submit(origin(7), &fetch(1, 0), NOW).unwrap().is_none());
-    let Some((0, Question::Request { origin: asked, shard, request: OwnedRequest::Fetch(fetch) })) = other.poll_question() else { panic!() };
+    let Some((0, Question::Request { origin: asked, shard, request: OwnedRequest::Fetch(fetch) })) = other.poll_question() else {
+        panic!()
+    };
     assert_eq!((asked, shard, fetch.partition), (origin(7), ShardId(1), PartitionId(1)));
     other.answer(0, Answer { origin: asked, shard, reply: OwnedReply::Committed });
     router.pump(NOW);
@@ -104,7 +106,11 @@ fn long_polls_leave_slots_for_others() {
 fn description_is_gathered_in_order_of_index() {
     let (mut router, mut other) = router();
     assert!(router.submit(origin(3), &Request::DescribeTopic { name: "t" }, NOW).unwrap().is_none());
-    let Some((_, Question::Request { origin: asked, shard, request: OwnedRequest::PartitionStates { partitions } })) = other.poll_question() else { panic!() };
+    let Some((_, Question::Request { origin: asked, shard, request: OwnedRequest::PartitionStates { partitions } })) =
+        other.poll_question()
+    else {
+        panic!()
+    };
     assert_eq!(partitions, [PartitionId(1), PartitionId(2)]);
     let state = |partition| PartitionState { partition, log_start: 0, high_watermark: 1, size_bytes: 2 };
     other.answer(0, Answer { origin: asked, shard, reply: OwnedReply::PartitionStates(vec![state(2), state(1)]) });
@@ -117,12 +123,21 @@ fn description_is_gathered_in_order_of_index() {
 #[test]
 fn change_of_shard_0_is_applied_here_and_acknowledged() {
     let (mut router, mut other) = router();
-    let info = TopicInfo { topic: 2, name: "new".into(), partitions: vec![PartitionPlace { partition: 3, shard: 1 }], config: TopicConfig::default() };
-    let change = CatalogChange::TopicCreated { topic: 2, name: "new".into(), config: TopicConfig::default(), partitions: info.partitions.clone() };
+    let info = TopicInfo {
+        topic: 2,
+        name: "new".into(),
+        partitions: vec![PartitionPlace { partition: 3, shard: 1 }],
+        config: TopicConfig::default(),
+    };
+    let change =
+        CatalogChange::TopicCreated { topic: 2, name: "new".into(), config: TopicConfig::default(), partitions: info.partitions.clone() };
     other.tell(0, Question::Catalog { change_id: 4, change: Arc::new(change) });
     router.pump(NOW);
     assert!(matches!(other.poll_question(), Some((0, Question::CatalogApplied { change_id: 4 }))));
-    let Ok(Some(Reply::Metadata { topics, .. })) = router.submit(origin(1), &Request::Metadata { topics: Some(vec!["new".into()]) }, NOW) else { panic!() };
+    let Ok(Some(Reply::Metadata { topics, .. })) = router.submit(origin(1), &Request::Metadata { topics: Some(vec!["new".into()]) }, NOW)
+    else {
+        panic!()
+    };
     assert_eq!(topics, [info]);
 }
 

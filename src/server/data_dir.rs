@@ -47,11 +47,17 @@ impl fmt::Display for DataDirError {
                 write!(f, "--data {}: not a Ringmain data directory, it holds '{found}'; name an empty or a new directory", path.display())
             }
             DataDirError::Format { path, found } => {
-                write!(f, "--data {}: {found}; this build reads format {FORMAT_VERSION}: use the release that wrote it, or a newer one", path.display())
+                write!(
+                    f,
+                    "--data {}: {found}; this build reads format {FORMAT_VERSION}: use the release that wrote it, or a newer one",
+                    path.display()
+                )
             }
             DataDirError::Locked { path } => write!(f, "--data {}: another process uses it; stop that one first", path.display()),
             DataDirError::Io { path, error } => match error.kind() {
-                io::ErrorKind::PermissionDenied => write!(f, "--data {}: {error}; give this user the directory, or name another", path.display()),
+                io::ErrorKind::PermissionDenied => {
+                    write!(f, "--data {}: {error}; give this user the directory, or name another", path.display())
+                }
                 io::ErrorKind::StorageFull => write!(f, "--data {}: the file system is full; free some space", path.display()),
                 _ => write!(f, "--data {}: {error}", path.display()),
             },
@@ -104,7 +110,9 @@ fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(DataDirError::Foreign { path: path.into(), found: "a file, not a directory".into() }),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(DataDirError::Foreign { path: path.into(), found: "a file, not a directory".into() });
+        }
         Err(error) => return Err(DataDirError::Io { path: path.into(), error }),
     };
     let names: Vec<String> = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect();
@@ -125,8 +133,12 @@ impl Mark {
         if format != FORMAT_VERSION.to_string() {
             return Err(format!("it has format {format}"));
         }
-        let shards = value("shards").and_then(|shards| shards.parse().ok()).filter(|shards| *shards > 0).ok_or("its file 'ringmain' names no number of shards")?;
-        let cluster_id = value("cluster_id").and_then(|id| u64::from_str_radix(id, 16).ok()).ok_or("its file 'ringmain' names no cluster")?;
+        let shards = value("shards")
+            .and_then(|shards| shards.parse().ok())
+            .filter(|shards| *shards > 0)
+            .ok_or("its file 'ringmain' names no number of shards")?;
+        let cluster_id =
+            value("cluster_id").and_then(|id| u64::from_str_radix(id, 16).ok()).ok_or("its file 'ringmain' names no cluster")?;
         Ok(Mark { shards, cluster_id })
     }
 

@@ -58,8 +58,15 @@ fn cgroup_limit() -> Option<u64> {
     let unified = groups.lines().find_map(|line| line.strip_prefix("0::"));
     let legacy = groups.lines().find_map(|line| line.split_once(":memory:").map(|(_, path)| path));
     let read = |path: String| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let limits = [unified.map(|path| ("/sys/fs/cgroup", path, "memory.max")), legacy.map(|path| ("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes"))];
-    limits.into_iter().flatten().flat_map(|(root, path, file)| ancestors(path).filter_map(move |path| read(format!("{root}{path}/{file}")))).min()
+    let limits = [
+        unified.map(|path| ("/sys/fs/cgroup", path, "memory.max")),
+        legacy.map(|path| ("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes")),
+    ];
+    limits
+        .into_iter()
+        .flatten()
+        .flat_map(|(root, path, file)| ancestors(path).filter_map(move |path| read(format!("{root}{path}/{file}"))))
+        .min()
 }
 
 /// `/a/b` → `/a/b`, `/a`, ``.

@@ -125,7 +125,8 @@ impl MiniShard {
                 lines.push(format!("{what} {id} is {got:?}, expected {expected:?}"));
             }
         };
-        let ids: BTreeSet<u32> = [self, other].iter().flat_map(|s| s.ends.keys().chain(s.starts.keys()).chain(&s.dropped)).copied().collect();
+        let ids: BTreeSet<u32> =
+            [self, other].iter().flat_map(|s| s.ends.keys().chain(s.starts.keys()).chain(&s.dropped)).copied().collect();
         for id in ids {
             compare("end of", self.ends.get(&id), other.ends.get(&id), id.into());
             compare("start of", self.starts.get(&id), other.starts.get(&id), id.into());
