@@ -422,36 +422,48 @@ fn pipelined_requests_beyond_the_limit_are_all_answered() {
     broker.stop();
 }
 
+/// One counter of core 0, as the admin door tells it.
+fn metric(broker: &Broker, name: &str) -> u64 {
+    let mut socket = TcpStream::connect(broker.running.as_ref().unwrap().admin().unwrap()).unwrap();
+    socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).unwrap();
+    let line = format!("ringmain_{name}{{core=\"0\"}} ");
+    text.lines().find_map(|found| found.strip_prefix(&line)).unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
 #[test]
 fn slow_reader_gets_everything_and_others_are_served_meanwhile() {
-    let broker = Broker::start("slow", |config| config.cores = Some(vec![0]));
+    let broker = Broker::start("slow", |config| {
+        config.cores = Some(vec![0]);
+        config.admin = Listen::Addr(SocketAddr::from(([127, 0, 0, 1], 0)));
+    });
     let mut peer = broker.connect();
     let partition = peer.create("t", 1, Durability::Memory).partitions[0].partition;
     let value = vec![9; 64 << 10];
-    // Far more than the tail cache and the socket hold.
+    // More than the tail cache holds.
     const BATCHES: u64 = 1_500;
     for _ in 0..BATCHES {
         let (envelope, body) = peer.ask(Op::Produce, &batch(partition, &value, 1));
         assert_eq!(envelope.flags & flags::ERROR, 0, "{:?}", read_open::<ErrorReply>(&body));
     }
     let mut slow = broker.connect();
-    let (mut offset, mut asked) = (BATCHES - 100, 0);
-    let from = offset;
-    // Asks for more than a socket takes, and doesn't read.
-    while offset < BATCHES {
+    // Asks for far more than a socket takes, and doesn't read.
+    let (from, step) = (BATCHES - 460, 10);
+    let asked = (from..BATCHES).step_by(step);
+    for offset in asked.clone() {
         let request =
             FetchRequest { version: 1, reserved: 0, partition, offset, min_bytes: 1, max_bytes: 700 << 10, max_wait_ms: 0, reserved2: 0 };
         slow.send(Op::Fetch, &request.to_bytes());
-        offset += 10;
-        asked += 1;
     }
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(metric(&broker, "sends_blocked_total") > 0, "the socket took everything: nothing is tested");
     // Pushes what the slow one waits for out of the tail cache.
     for _ in 0..BATCHES {
         assert_eq!(peer.ask(Op::Produce, &batch(partition, &value, 1)).0.flags & flags::ERROR, 0);
     }
     let mut next = from;
-    for _ in 0..asked {
+    for _ in asked {
         let (envelope, body) = slow.receive();
         assert_eq!(envelope.flags & flags::ERROR, 0, "{:?}", read_open::<ErrorReply>(&body));
         for frame in frames(&body[FetchReply::BYTES..]) {
@@ -462,6 +474,7 @@ fn slow_reader_gets_everything_and_others_are_served_meanwhile() {
         }
     }
     assert!(next >= BATCHES);
+    assert!(metric(&broker, "sends_cold_total") > 0, "nothing left the tail cache: nothing was tested");
     broker.stop();
 }
 
