@@ -14,7 +14,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -146,8 +146,8 @@ pub struct Running {
 pub struct Stopper {
     controls: Arc<[Arc<Control>]>,
     is_ready: Arc<AtomicBool>,
-    /// Every core thread has ended: set under the lock, then told.
-    is_over: Arc<(Mutex<bool>, Condvar)>,
+    /// Every core's thread has ended.
+    is_over: Arc<AtomicBool>,
 }
 
 impl Stopper {
@@ -162,9 +162,8 @@ impl Stopper {
         // If no thread can be had there is no watchdog: the stop itself doesn't need one.
         let is_over = self.is_over.clone();
         let _ = spawn_detached("stop-watch", move || {
-            let (guard, condition) = (is_over.0.lock(), &is_over.1);
-            let waited = guard.map(|guard| condition.wait_timeout_while(guard, STOP_PATIENCE, |is_over| !*is_over));
-            if !matches!(waited, Ok(Ok((_, result))) if result.timed_out()) {
+            std::thread::sleep(STOP_PATIENCE);
+            if is_over.load(Ordering::Acquire) {
                 return;
             }
             tracing::error!("the disk has not answered for {} s: ending without a clean stop", STOP_PATIENCE.as_secs());
@@ -204,10 +203,7 @@ impl Running {
                 result = Err(error);
             }
         }
-        if let Ok(mut is_over) = self.stopper.is_over.0.lock() {
-            *is_over = true;
-            self.stopper.is_over.1.notify_all();
-        }
+        self.stopper.is_over.store(true, Ordering::Release);
         drop(self.admin);
         result
     }
