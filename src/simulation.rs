@@ -704,6 +704,12 @@ impl World {
         let body = state_body(&change, filler);
         let mut patience = Patience::default();
         loop {
+            // Waiting on a full disk has truncated further meanwhile.
+            if let Change::Start { partition, start } = change
+                && self.shard.starts.get(&partition).is_some_and(|&further| further >= start)
+            {
+                return Ok(false);
+            }
             let now = self.now;
             match self.log().append_state(&body, now) {
                 Ok(appended) => {
