@@ -192,7 +192,7 @@ impl Log {
                     self.reads.waiting.push_front((ticket, extents));
                     continue;
                 }
-                if self.reads.active.is_empty() && used == 0 {
+                if needed > self.arena.limit_bytes().saturating_sub(self.config.chunk_bytes as usize) {
                     self.finish_read(ticket, &extents, Err(ReadError::Device(Fault::Os(libc::ENOMEM))));
                     continue;
                 }
