@@ -144,6 +144,8 @@ pub struct Running {
 pub struct Stopper {
     controls: Arc<[Arc<Control>]>,
     is_ready: Arc<AtomicBool>,
+    /// Every core's thread has ended.
+    is_over: Arc<AtomicBool>,
 }
 
 impl Stopper {
@@ -156,8 +158,12 @@ impl Stopper {
             control.stop();
         }
         // If no thread can be had there is no watchdog: the stop itself doesn't need one.
-        let _ = spawn_detached("stop-watch", || {
+        let is_over = self.is_over.clone();
+        let _ = spawn_detached("stop-watch", move || {
             std::thread::sleep(STOP_PATIENCE);
+            if is_over.load(Ordering::Acquire) {
+                return;
+            }
             tracing::error!("the disk has not answered for {} s: ending without a clean stop", STOP_PATIENCE.as_secs());
             std::process::exit(1);
         });
@@ -195,6 +201,7 @@ impl Running {
                 result = Err(error);
             }
         }
+        self.stopper.is_over.store(true, Ordering::Release);
         drop(self.admin);
         result
     }
@@ -340,7 +347,7 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
     tracing::info!("ready after {} ms, {} topics", started.elapsed().as_millis(), catalog.topic_count());
     Ok(Running {
         threads,
-        stopper: Stopper { controls, is_ready },
+        stopper: Stopper { controls, is_ready, is_over: Arc::default() },
         admin,
         _janitor: janitor,
         native: doors.native,

@@ -201,28 +201,35 @@ impl Directory {
         let file = FileId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let temporary = format!("{:08x}.tmp", file.0);
         self.reserve(written_bytes)?;
-        let made = self.create_as(&temporary, file, written_bytes);
+        let made = self.create_as(&temporary, written_bytes).and_then(|made| self.publish(&temporary, file, made));
         if made.is_err() {
             self.held_bytes.fetch_sub(written_bytes, Ordering::Relaxed);
             // Nobody has seen it under either name; what can't be deleted now goes at the next start.
             let _ = rustix::fs::unlinkat(&self.segments, &temporary, AtFlags::empty());
         }
-        let open = Arc::new(OpenFile { file: made? });
-        self.files.lock().expect("no panic while held").insert(file, open);
+        made?;
         Ok(SegmentFile { file, written_bytes })
     }
 
-    fn create_as(&self, temporary: &str, file: FileId, written_bytes: u64) -> io::Result<File> {
+    fn create_as(&self, temporary: &str, written_bytes: u64) -> io::Result<File> {
         let made = self.open_file(temporary, OFlags::CREATE | OFlags::EXCL)?;
         lock_file(made.as_fd(), self.patience, &mut || ())?;
         self.fill(&made, 0, written_bytes)?;
         made.sync_all()?;
+        Ok(made)
+    }
+
+    /// Gives a new file its name. The table is held meanwhile: whoever finds the name in the directory must find this
+    /// descriptor in the table, because a second one would wait for the lock that this one holds.
+    fn publish(&self, temporary: &str, file: FileId, made: File) -> io::Result<()> {
+        let mut files = self.files.lock().expect("no panic while held");
         rustix::fs::renameat(&self.segments, temporary, &self.segments, file.to_string())?;
         if let Err(error) = rustix::fs::fsync(&self.segments) {
             let _ = rustix::fs::unlinkat(&self.segments, file.to_string(), AtFlags::empty());
             return Err(error.into());
         }
-        Ok(made)
+        files.insert(file, Arc::new(OpenFile { file: made }));
+        Ok(())
     }
 
     /// Appends zeros up to `to_bytes`, flushed. On an error the file has its old length.

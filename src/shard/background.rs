@@ -72,9 +72,10 @@ impl Background {
         }
     }
 
-    /// The log has begun a new segment: a checkpoint and a look at retention are due.
+    /// The log has begun a new segment: a checkpoint and a look at retention are due. A checkpoint under way is
+    /// enough: if one that is larger than a segment asked for the next, there would be no end of them.
     pub fn rolled(&mut self) {
-        self.checkpoint_wanted = true;
+        self.checkpoint_wanted |= self.checkpoint.is_none() && self.checkpoint_ending.is_none();
         self.next_round_us = 0;
     }
 

@@ -1,6 +1,7 @@
 //! The command line as scripts see it: standard output, exit codes, and what is said when something is wrong.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -228,6 +229,42 @@ fn serve_is_ready_fast_and_stops_cleanly() {
     assert!(stopped < Duration::from_secs(2), "{stopped:?}");
     let again = broker.restart();
     assert!(again < Duration::from_secs(2), "{again:?}");
+}
+
+/// Shards make their first segments at the same time and list each other's.
+#[test]
+fn fresh_directory_starts_at_once_whatever_the_shards_do_meanwhile() {
+    for round in 0..15 {
+        let broker = Broker::start("fresh", Start::with(&["--shards", "4"]));
+        assert!(broker.ready().after < Duration::from_secs(5), "round {round}: {:?}, it said:\n{}", broker.ready(), broker.said());
+    }
+}
+
+#[test]
+fn admin_door_answers_probes_and_metrics() {
+    let broker = Broker::start("admin", Start::default());
+    broker.run(&["topic", "create", "t"]);
+    broker.run_with_input(&["produce", "t"], b"a\nb\n");
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(broker.ready().admin.unwrap()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: ringmain\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    for probe in ["/livez", "/readyz"] {
+        assert!(get(probe).starts_with("HTTP/1.1 200"), "{probe}: {}", get(probe));
+    }
+    assert!(get("/nowhere").starts_with("HTTP/1.1 404"));
+    let metrics = get("/metrics");
+    assert!(metrics.starts_with("HTTP/1.1 200") && metrics.contains("# TYPE ") && metrics.trim_end().ends_with("# EOF"), "{metrics}");
+    let records: f64 = metrics
+        .lines()
+        .filter(|line| line.starts_with("ringmain_") && line.contains("records") && line.contains("_total") && line.contains("shard="))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .fold(0.0, f64::max);
+    assert!(records >= 2.0, "no counter has seen the two messages:\n{metrics}");
 }
 
 #[test]
