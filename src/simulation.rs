@@ -24,7 +24,7 @@ use ringmain_wire::{Offset, PartitionId, ShardId};
 
 use crate::device::sim::{Rng, SimDisk, SimOptions};
 use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, FileId, Operation, Slice, Volume};
-use crate::log::format::{CommitHeader, SegmentHeader, seed as crc_seed};
+use crate::log::format::{CommitHeader, EpochEnd, FORMAT_VERSION, LogPoint, SEGMENT_MAGIC, SegmentHeader, seed as crc_seed};
 use crate::log::tool::{Damage, verify_volume};
 use crate::log::{Append, AppendError, Located, LocatedTime, Log, LogConfig, LogEvent, OpenError, Plant, ReadError, RecoveryReport};
 use crate::request::{Extent, Now};
@@ -129,6 +129,8 @@ summary! {
     segments_cleaned,
     /// Files given back whose content was destroyed on a copy of the disk, without loss.
     releases_checked,
+    /// Files of the pool that another shard used in between.
+    files_lent,
     /// Files used again with old content.
     files_recycled,
     /// Checkpoints completed.
@@ -137,6 +139,8 @@ summary! {
     reads_hot,
     /// Reads answered from the device.
     reads_cold,
+    /// Fenced logs that were read.
+    reads_fenced,
     /// Batches that imitate groups.
     imitations,
     /// Logs that stopped writing after an error.
@@ -254,6 +258,8 @@ struct World {
     completions: Vec<Completion>,
     /// Files just given back, to be looked into.
     released: Vec<FileId>,
+    /// What the last opening found.
+    last_report: RecoveryReport,
     /// Recoveries that failed with an error of the device.
     refusals: u64,
     /// A bit has been flipped.
@@ -328,6 +334,7 @@ impl World {
             leases: Vec::new(),
             completions: Vec::new(),
             released: Vec::new(),
+            last_report: RecoveryReport::default(),
             refusals: 0,
             rotten: false,
             rng,
@@ -365,6 +372,11 @@ impl World {
                 }
                 self.operate()?;
             }
+            if self.fenced && !self.disk.is_cut() {
+                self.read_fenced()?;
+            }
+            let retried = self.disk.counters().flushes_after_error;
+            self.require(retried == 0, "a failed flush is never tried again")?;
             if life == lives {
                 break;
             }
@@ -462,10 +474,11 @@ impl World {
             78..80 => self.look_up_time()?,
             80..82 => self.lease_somewhere()?,
             82..84 => self.use_lease()?,
-            84..86 => {
+            84 => {
                 self.settle("an idle log")?;
                 self.idle()?;
             }
+            85 => self.lend_a_file()?,
             86 => {
                 let stalled = self.rng.one_in(2);
                 self.disk.stall(stalled);
@@ -704,6 +717,12 @@ impl World {
         let body = state_body(&change, filler);
         let mut patience = Patience::default();
         loop {
+            // Waiting on a full disk has truncated further meanwhile.
+            if let Change::Start { partition, start } = change
+                && self.shard.starts.get(&partition).is_some_and(|&further| further >= start)
+            {
+                return Ok(false);
+            }
             let now = self.now;
             match self.log().append_state(&body, now) {
                 Ok(appended) => {
@@ -793,6 +812,35 @@ impl World {
         if self.weather == Weather::Full && self.rng.one_in(4) {
             let more = u64::from(self.config.segment_bytes) * 2;
             self.disk.set_options(|options| options.capacity_bytes += more);
+        }
+        Ok(())
+    }
+
+    /// The pool is the directory's: another shard takes a file, writes its own header, and gives it back.
+    fn lend_a_file(&mut self) -> Outcome<()> {
+        let pool = self.disk.pool();
+        if pool.is_empty() || self.disk.is_cut() {
+            return Ok(());
+        }
+        let file = pool[self.rng.index(pool.len())];
+        let header = SegmentHeader {
+            magic: SEGMENT_MAGIC,
+            version: FORMAT_VERSION,
+            shard: self.config.shard.0 + 1,
+            kind: 0,
+            reserved: 0,
+            number: 1 + self.rng.below(50),
+            salt: self.rng.next_u64(),
+            epoch: 1 + self.rng.below(5) as u32,
+            segment_bytes: self.config.segment_bytes,
+            first_sequence: 1 + self.rng.below(500),
+            previous: EpochEnd::default(),
+            checkpoint: LogPoint::default(),
+            crc: 0,
+        };
+        // Faults of this write are the other shard's business.
+        if self.disk.write_durable(file, 0, &header.to_block()).is_ok() {
+            self.summary.files_lent += 1;
         }
         Ok(())
     }
@@ -926,14 +974,19 @@ impl World {
         Ok(())
     }
 
-    /// Lets the log's timers run out.
+    /// Lets the log's timers run out: pumped all the time, or only when it has asked to be.
     fn idle(&mut self) -> Outcome<()> {
-        for _ in 0..24 {
-            if self.fenced || self.disk.is_cut() {
-                return Ok(());
-            }
-            self.pass_time(1_500);
+        let end_us = self.now.monotonic_us + 36_000;
+        let only_when_asked = self.rng.one_in(2);
+        while self.now.monotonic_us < end_us && !self.fenced && !self.disk.is_cut() {
+            let deadline_us = self.log().next_deadline_us().filter(|_| only_when_asked);
+            let at_us = if only_when_asked { deadline_us.unwrap_or(end_us) } else { self.now.monotonic_us + 1_500 };
+            let wait_us = at_us.min(end_us).saturating_sub(self.now.monotonic_us);
+            self.pass_time(wait_us);
             self.step()?;
+            while self.disk.in_flight() > 0 && !self.disk.is_cut() {
+                self.step()?;
+            }
         }
         Ok(())
     }
@@ -987,6 +1040,23 @@ impl World {
         let read = ReadUnderWay { partition: id, from, next_offset, extents };
         self.read_hot(&read)?;
         self.start_read(read);
+        Ok(())
+    }
+
+    /// A log that can't write any more still reads.
+    fn read_fenced(&mut self) -> Outcome<()> {
+        self.disk.stall(false);
+        for _ in 0..4 {
+            self.read_somewhere()?;
+        }
+        for step in 0.. {
+            if self.reads.is_empty() || self.disk.is_cut() {
+                break;
+            }
+            self.require(step < PATIENCE_STEPS, "reads of a fenced log come to an end")?;
+            self.step()?;
+        }
+        self.summary.reads_fenced += 1;
         Ok(())
     }
 
@@ -1279,6 +1349,7 @@ impl World {
     fn adopt(&mut self, log: Log, report: &RecoveryReport) -> Outcome<()> {
         self.say(|| format!("opened: sequence {}, {report:?}", log.flushed()));
         self.summary.recoveries += 1;
+        self.last_report = report.clone();
         self.summary.torn_tails_cut += u64::from(report.torn_tail.is_some());
         self.summary.stale_groups_skipped += report.stale_groups;
         self.summary.valid_groups_after_bad += report.groups_after_bad;
@@ -1401,6 +1472,7 @@ impl World {
         self.summary.clean_stops += 1;
         self.crash();
         self.recover(false)?;
+        self.require(self.last_report.was_clean && self.last_report.torn_tail.is_none(), "a clean stop is seen as one")?;
         self.require(
             self.items.last().is_none_or(|last| last.sequence <= self.flushed) && self.flushed >= appended,
             "a clean stop loses nothing",
@@ -1477,7 +1549,8 @@ impl World {
         let files = copy.list().map_err(|error| error.to_string())?;
         let report = verify_volume(&mut copy, &files).map_err(|error| error.to_string())?;
         self.summary.verified_offline += 1;
-        Ok(report.damage)
+        // The other shard's log is only a stand-in.
+        Ok(report.damage.into_iter().filter(|damage| damage.place.is_none_or(|place| place.shard == self.config.shard.0)).collect())
     }
 
     /// `ringmain log repair`: refuses, or leaves a log that holds a prefix and opens without further ado.

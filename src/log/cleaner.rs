@@ -80,7 +80,8 @@ impl Cleaner {
     }
 
     pub fn footer_ready(&mut self, segment: u64, is_ok: bool) {
-        if !is_ok && self.uses(segment) {
+        // Later phases need no footers, and may have an operation in flight.
+        if !is_ok && self.uses(segment) && self.job.as_ref().is_some_and(|job| job.phase == Phase::Footers) {
             self.job = None;
         }
     }
@@ -250,10 +251,7 @@ impl Log {
             }
             end = run.position + run.len;
         }
-        let Some(source) = self.segments.get(&source) else {
-            self.cleaner.job = None;
-            return;
-        };
+        let Some(source) = self.segments.get(&source) else { return self.abandon_cleaning() };
         let Ok(into) = self.arena.allocate((block_up(end) - start) as usize) else { return self.clean_later(10_000) };
         let file = source.file;
         self.clean_submit(Operation::Read { file, position: u64::from(start), into });

@@ -270,6 +270,8 @@ pub(super) struct Survey {
     pub found: Vec<Found>,
     /// Numbers of the segments that count.
     pub live: BTreeSet<u64>,
+    /// The lowest number that names nothing, and never has as far as anybody remembers.
+    pub next_number: u64,
     pub good: Good,
     /// Of live segments without a footer: runs, end of groups, last sequence, last checksum.
     pub indexes: HashMap<u64, (RunIndex, u32, u64, u32)>,
@@ -334,7 +336,10 @@ pub(super) fn survey(
     // A segment opened and left without a valid group lies behind the end that the next epoch will name.
     let scanned: BTreeSet<u64> = scanned.into_iter().filter(|&number| number <= good.segment).collect();
     let live: BTreeSet<u64> = declared.iter().chain(&swapped_in).chain(&scanned).copied().filter(|n| !swapped_out.contains(n)).collect();
-    Ok(Survey { report, found, live, good, indexes, checkpoint, newest_epoch })
+    // A file that another shard has overwritten meanwhile can't tell its old number any more, but a record may.
+    let named = declared.iter().chain(&swapped_in).chain(&swapped_out).max().copied().unwrap_or(0);
+    let next_number = found.last().map_or(0, |f| f.header.number).max(named) + 1;
+    Ok(Survey { report, found, live, next_number, good, indexes, checkpoint, newest_epoch })
 }
 
 struct Scan<'a> {
@@ -369,7 +374,7 @@ impl Log {
         replay: &mut dyn Replay,
         now: Now,
     ) -> Result<Opened, OpenError> {
-        let Survey { mut report, found, live, good, mut indexes, checkpoint, newest_epoch } =
+        let Survey { mut report, found, live, next_number, good, mut indexes, checkpoint, newest_epoch } =
             survey(&config, &arena, volume, files, replay)?;
         let by_number: HashMap<u64, &Found> = found.iter().map(|f| (f.header.number, f)).collect();
         let mut log = Log {
@@ -379,7 +384,7 @@ impl Log {
             active: 0,
             position: DATA_START,
             next: Next::None,
-            next_number: found.last().map_or(1, |f| f.header.number + 1),
+            next_number,
             salts: 0,
             index: RunIndex::default(),
             chunks: VecDeque::new(),
