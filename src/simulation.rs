@@ -15,15 +15,16 @@
 
 pub mod model;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
+use std::mem;
 
 use ringmain_wire::control::Durability;
 use ringmain_wire::frame::{self, Format, HEADER_BYTES, Identity, frames};
 use ringmain_wire::{Offset, PartitionId, ShardId};
 
 use crate::device::sim::{Rng, SimDisk, SimOptions};
-use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, FileId, Operation, Slice, Volume};
+use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, Fault, FileId, Operation, Slice, Volume};
 use crate::log::format::{CommitHeader, EpochEnd, FORMAT_VERSION, LogPoint, SEGMENT_MAGIC, SegmentHeader, seed as crc_seed};
 use crate::log::tool::{Damage, verify_volume};
 use crate::log::{Append, AppendError, Located, LocatedTime, Log, LogConfig, LogEvent, OpenError, Plant, ReadError, RecoveryReport};
@@ -31,8 +32,10 @@ use crate::request::{Extent, Now};
 
 use model::{Batch, Change, MiniShard, Partition, Rebuild, state_body};
 
-/// Memory of one run.
+/// Memory of one run: more than it can use …
 const ARENA_BYTES: usize = 32 << 20;
+/// … or hardly more than its tail cache.
+const TIGHT_BYTES: usize = 320 << 10;
 /// Steps after which the log is stuck, if nothing else happened.
 const PATIENCE_STEPS: usize = 20_000;
 /// Before it ends, a run of the default kind has seen at least this.
@@ -139,6 +142,8 @@ summary! {
     reads_hot,
     /// Reads answered from the device.
     reads_cold,
+    /// Reads refused for want of memory.
+    reads_without_memory,
     /// Fenced logs that were read.
     reads_fenced,
     /// Batches that imitate groups.
@@ -230,6 +235,10 @@ struct World {
     weather: Weather,
     disk: SimDisk,
     arena: Arena,
+    /// Reads may be refused for want of memory.
+    tight: bool,
+    /// For logs that aren't in use.
+    copy_arena: Arena,
     config: LogConfig,
     log: Option<Log>,
     now: Now,
@@ -251,8 +260,8 @@ struct World {
     effects: VecDeque<(u64, Change)>,
     reads: HashMap<u64, ReadUnderWay>,
     next_ticket: u64,
-    /// Results of reads that somebody waits for.
-    read_results: HashMap<u64, Result<Vec<Slice>, ReadError>>,
+    /// Reads that were answered; their memory has been given back.
+    reads_done: HashSet<u64>,
     footers_failed: u64,
     leases: Vec<ReadUnderWay>,
     completions: Vec<Completion>,
@@ -307,11 +316,14 @@ impl World {
             ..SimOptions::default()
         };
         let disk = SimDisk::new(rng.next_u64(), options);
+        let tight = rng.one_in(6);
         World {
             trace,
             weather,
             disk,
-            arena: Arena::new(ARENA_BYTES),
+            arena: Arena::new(if tight { config.tail_cache_bytes + TIGHT_BYTES + rng.index(TIGHT_BYTES) } else { ARENA_BYTES }),
+            tight,
+            copy_arena: Arena::new(ARENA_BYTES),
             config,
             log: None,
             now: Now { monotonic_us: rng.below(1 << 40), wall_ms: 1_700_000_000_000 },
@@ -329,7 +341,7 @@ impl World {
             effects: VecDeque::new(),
             reads: HashMap::new(),
             next_ticket: 0,
-            read_results: HashMap::new(),
+            reads_done: HashSet::new(),
             footers_failed: 0,
             leases: Vec::new(),
             completions: Vec::new(),
@@ -539,7 +551,7 @@ impl World {
         copy.set_options(|options| *options = SimOptions::default());
         copy.power_cut();
         copy.write_durable(file, 0, &[0xa5; 2 * BLOCK_BYTES]).map_err(|error| error.to_string())?;
-        let Some((log, ..)) = self.open_on(copy).map_err(|wrong| format!("{file} was released, and overwritten: {wrong}"))? else {
+        let Some((log, ..)) = self.open_copy(copy).map_err(|wrong| format!("{file} was released, and overwritten: {wrong}"))? else {
             return Err("the disk refuses in fair weather".to_owned());
         };
         let found = log.flushed();
@@ -1099,10 +1111,11 @@ impl World {
                 self.compare(&read, pieces.iter().map(|piece| &piece[..]))?;
             }
             Err(ReadError::Device(_)) if self.weather == Weather::Errors || self.disk.is_cut() => {}
+            Err(ReadError::Device(Fault::Os(libc::ENOMEM))) if self.tight => self.summary.reads_without_memory += 1,
             Err(ReadError::Corrupt { .. }) if self.rotten => self.summary.rot_reported_on_read += 1,
             Err(error) => return Err(format!("partition {} from {}: {error:?}", read.partition, read.from)),
         }
-        self.read_results.insert(ticket, result);
+        self.reads_done.insert(ticket);
         Ok(())
     }
 
@@ -1230,7 +1243,7 @@ impl World {
             self.written = self.flushed;
         }
         self.reads.clear();
-        self.read_results.clear();
+        self.reads_done.clear();
         self.leases.clear();
         self.effects.clear();
         self.checkpoint = Checkpoint::Idle;
@@ -1254,7 +1267,7 @@ impl World {
             // The same recovery uncut tells how many operations it takes.
             let copy = self.disk.fork();
             let before = copy.operations();
-            let Some(_) = self.open_on(copy.clone())? else { continue };
+            let Some(_) = self.open_copy(copy.clone())? else { continue };
             let operations = copy.operations() - before;
             self.disk.cut_after(1 + self.rng.below(operations));
             let opened = self.open_on(self.disk.clone())?;
@@ -1286,7 +1299,7 @@ impl World {
         let mut ends = Vec::new();
         for _ in 0..2 {
             for _ in 0..50 {
-                if let Some((log, rebuild, _)) = self.open_on(copy.clone())? {
+                if let Some((log, rebuild, _)) = self.open_copy(copy.clone())? {
                     ends.push((log.flushed(), rebuild.shard));
                     break;
                 }
@@ -1303,6 +1316,14 @@ impl World {
             return Err(format!("recovered to {}, and a second time to {}; {difference}", ends[0].0, ends[1].0));
         }
         ends.pop().ok_or_else(|| "recovery fails 50 times".to_owned())
+    }
+
+    /// Opens a log on a copy of the disk, in memory of its own.
+    fn open_copy(&mut self, copy: SimDisk) -> Outcome<Option<(Log, Rebuild, RecoveryReport)>> {
+        let arena = mem::replace(&mut self.arena, self.copy_arena.clone());
+        let opened = self.open_on(copy);
+        self.arena = arena;
+        opened
     }
 
     /// One attempt. `None` = the disk refused, as it was told to.
@@ -1418,7 +1439,7 @@ impl World {
                 let read = ReadUnderWay { partition: id, from: next, next_offset, extents };
                 let Some(ticket) = self.start_read(read) else { return Err("recovered records aren't written".to_owned()) };
                 for step in 0.. {
-                    if self.read_results.remove(&ticket).is_some() {
+                    if self.reads_done.remove(&ticket) {
                         break;
                     }
                     if self.fenced || self.disk.is_cut() {

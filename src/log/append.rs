@@ -257,11 +257,10 @@ impl Log {
         let wanted = needed.max(self.config.chunk_bytes) as usize;
         let mut held: usize = self.chunks.iter().map(|t| t.chunk.capacity()).sum();
         while held + wanted > self.config.tail_cache_bytes {
-            let written = self.commits.written();
             match self.chunks.front() {
                 // A group larger than the whole cache goes alone.
                 None => break,
-                Some(oldest) if oldest.last_sequence <= written && !oldest.chunk.is_shared() => {
+                Some(oldest) if self.is_evictable(oldest) => {
                     held -= oldest.chunk.capacity();
                     self.chunks.pop_front();
                 }
@@ -271,9 +270,16 @@ impl Log {
                 }
             }
         }
-        let Ok(buffer) = self.arena.allocate(wanted) else {
-            self.blocked = true;
-            return Err(AppendError::Busy);
+        // The arena charges by size class, and others live in it too: it may be full before the tail cache is.
+        let buffer = loop {
+            match self.arena.allocate(wanted) {
+                Ok(buffer) => break buffer,
+                Err(_) if self.chunks.front().is_some_and(|oldest| self.is_evictable(oldest)) => drop(self.chunks.pop_front()),
+                Err(_) => {
+                    self.blocked = true;
+                    return Err(AppendError::Busy);
+                }
+            }
         };
         self.chunks.push_back(TailChunk {
             chunk: Chunk::new(buffer),
@@ -284,11 +290,14 @@ impl Log {
         Ok(())
     }
 
+    /// On the device, and nobody holds a slice of it.
+    fn is_evictable(&self, chunk: &TailChunk) -> bool {
+        chunk.last_sequence <= self.commits.written() && !chunk.chunk.is_shared()
+    }
+
     /// Drops the oldest chunk of the tail cache, if it is on the device, unread, and not the one being filled.
     pub(super) fn evict_oldest_chunk(&mut self) -> bool {
-        let written = self.commits.written();
-        let evictable =
-            self.chunks.len() > 1 && self.chunks.front().is_some_and(|oldest| oldest.last_sequence <= written && !oldest.chunk.is_shared());
+        let evictable = self.chunks.len() > 1 && self.chunks.front().is_some_and(|oldest| self.is_evictable(oldest));
         if evictable {
             self.chunks.pop_front();
         }

@@ -38,6 +38,8 @@ use crate::router::{Delivery, Router};
 const STEP_US: u64 = 120;
 /// Requests parsed between two looks at the clock.
 const REQUESTS_PER_LOOK: usize = 64;
+/// So many answers are sent before the disk is given its work.
+const ANSWERS_BEFORE_DISK: usize = 3;
 /// Answers given to their connections between two looks at the clock.
 const DELIVERIES_PER_LOOK: usize = 256;
 /// Sent on one connection per turn at most.
@@ -857,9 +859,18 @@ impl Core {
         self.counters.turns += 1;
         self.heed_control(now);
         self.router.pump(now);
-        self.deliver_all(now);
+        // Giving the disk its work takes as long as a send. A lone answer goes first; with many of them the disk would
+        // idle meanwhile.
+        let is_few = self.deliver_up_to(ANSWERS_BEFORE_DISK);
         self.take_cold_reads();
-        self.flush_dirty(now);
+        if is_few {
+            self.flush_dirty(now);
+        }
+        self.router.shards_mut().kick();
+        if !is_few {
+            self.deliver_all(now);
+            self.flush_dirty(now);
+        }
         self.resume_readers();
         if self.sweep_at_us.is_some_and(|at_us| at_us <= now.monotonic_us) {
             self.sweep(now);
@@ -903,6 +914,15 @@ impl Core {
                 }
             }
             std::hint::spin_loop();
+        }
+        false
+    }
+
+    /// Gives at most `count` answers to their connections. Returns whether there were fewer.
+    fn deliver_up_to(&mut self, count: usize) -> bool {
+        for _ in 0..count {
+            let Some(delivery) = self.router.poll_delivery() else { return true };
+            self.deliver(delivery);
         }
         false
     }

@@ -17,6 +17,8 @@ use crate::frontend::Session;
 const PORT_PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between two tries.
 const PORT_RETRY: Duration = Duration::from_millis(50);
+/// Connections waiting to be taken in; the system may allow fewer.
+const QUEUE_LENGTH: i32 = 4096;
 /// Connections taken in before others get a turn.
 const ACCEPTS_PER_TURN: usize = 32;
 /// Pause after an error that more tries right away wouldn't cure, such as too many open files.
@@ -57,7 +59,7 @@ pub fn bind(flag: &'static str, address: SocketAddr, waiting: &mut dyn FnMut(&st
     let mut is_told = false;
     loop {
         // The standard library sets SO_REUSEADDR, so connections of the process before don't hold the port.
-        match TcpListener::bind(address).and_then(|listener| listener.set_nonblocking(true).map(|()| listener)) {
+        match listen(address) {
             Ok(listener) => return Ok(listener),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && address.port() != 0 && started.elapsed() < PORT_PATIENCE => {
                 if !std::mem::replace(&mut is_told, true) {
@@ -68,6 +70,14 @@ pub fn bind(flag: &'static str, address: SocketAddr, waiting: &mut dyn FnMut(&st
             Err(error) => return Err(BindError { flag, address, error }),
         }
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    // Again, for a longer queue than the standard library's 128: what doesn't fit is tried again by its peer a second later.
+    rustix::net::listen(&listener, QUEUE_LENGTH)?;
+    Ok(listener)
 }
 
 /// Takes connections in until the core stops. `session` makes the broker's side of each.

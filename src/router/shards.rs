@@ -21,6 +21,8 @@ pub struct Shards {
     reply_from: usize,
     /// A stop goes on with every pump, whether or not something came in.
     is_stopping: bool,
+    /// The disk was given something it hasn't begun with.
+    is_kick_due: bool,
 }
 
 struct Hosted {
@@ -40,12 +42,20 @@ impl Shards {
             places[usize::from(id.0)] = Some(index as u16);
         }
         let hosted = shards.into_iter().map(|(id, shard)| Hosted { id, shard, is_touched: true, has_output: true }).collect();
-        Shards { hosted, places, disk: Some(disk), completions: Vec::new(), reply_from: 0, is_stopping: false }
+        Shards { hosted, places, disk: Some(disk), completions: Vec::new(), reply_from: 0, is_stopping: false, is_kick_due: false }
     }
 
     /// No shards and no disk.
     pub fn closed() -> Shards {
-        Shards { hosted: Vec::new(), places: Vec::new(), disk: None, completions: Vec::new(), reply_from: 0, is_stopping: false }
+        Shards {
+            hosted: Vec::new(),
+            places: Vec::new(),
+            disk: None,
+            completions: Vec::new(),
+            reply_from: 0,
+            is_stopping: false,
+            is_kick_due: false,
+        }
     }
 
     /// Whether this core owns the shard.
@@ -100,7 +110,7 @@ impl Shards {
     }
 
     /// Takes what the disk has finished, lets every shard with something to do work on it, and hands what they
-    /// want to the disk. Afterwards `poll_event` and `poll_reply` have their output.
+    /// want to the disk, which begins with `kick`. Afterwards `poll_event` and `poll_reply` have their output.
     pub fn pump(&mut self, now: Now) {
         let Some(disk) = &mut self.disk else { return };
         disk.poll(&mut self.completions);
@@ -109,7 +119,6 @@ impl Shards {
             hosted.is_touched = true;
             hosted.shard.complete(Completion { token: Token(token.0 & ((1 << TOKEN_BITS) - 1)), outcome }, now);
         }
-        let mut is_submitted = false;
         for (index, hosted) in self.hosted.iter_mut().enumerate() {
             let is_due = || hosted.shard.next_deadline_us().is_some_and(|at| at <= now.monotonic_us);
             if !self.is_stopping && !hosted.is_touched && !hosted.shard.has_backlog() && !is_due() {
@@ -121,13 +130,19 @@ impl Shards {
             while let Some((token, operation)) = hosted.shard.poll_operation() {
                 assert!(token.0 >> TOKEN_BITS == 0, "a shard's tokens leave room for its place");
                 disk.submit(Token(token.0 | (index as u64) << TOKEN_BITS), operation);
-                is_submitted = true;
+                self.is_kick_due = true;
             }
         }
-        if is_submitted {
+        self.reply_from = 0;
+    }
+
+    /// Makes the disk begin with what the shards wanted of it in this turn.
+    pub fn kick(&mut self) {
+        if std::mem::take(&mut self.is_kick_due)
+            && let Some(disk) = &mut self.disk
+        {
             disk.kick();
         }
-        self.reply_from = 0;
     }
 
     /// The next event of any shard pumped in this turn.
