@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ringmain_wire::control::{AlterTopic, CreateTopic, PartitionState, ShardStats, TopicInfo};
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
+use crate::request::group::{GroupListing, GroupReply, GroupRequest};
 use crate::request::{Failure, Fetch, FetchData, Fetched, Origin, Reply, Request};
 use crate::shard::CatalogChange;
 
@@ -57,6 +58,10 @@ pub enum OwnedRequest {
     PartitionStates { partitions: Vec<PartitionId> },
     /// As in [`Request`].
     ShardStats,
+    /// As in [`Request`].
+    Group(Arc<GroupRequest>),
+    /// As in [`Request`].
+    ShardGroups,
 }
 
 impl OwnedRequest {
@@ -81,7 +86,13 @@ impl OwnedRequest {
             Request::DeleteTopic { name } => OwnedRequest::DeleteTopic { name: (*name).into() },
             Request::PartitionStates { partitions } => OwnedRequest::PartitionStates { partitions: partitions.clone() },
             Request::ShardStats => OwnedRequest::ShardStats,
-            Request::Metadata { .. } | Request::DescribeTopic { .. } | Request::Stats => return None,
+            Request::Group(request) => OwnedRequest::Group(request.clone()),
+            Request::ShardGroups => OwnedRequest::ShardGroups,
+            Request::Metadata { .. }
+            | Request::DescribeTopic { .. }
+            | Request::Stats
+            | Request::ListGroups
+            | Request::Coordinators { .. } => return None,
         })
     }
 
@@ -106,6 +117,8 @@ impl OwnedRequest {
             OwnedRequest::DeleteTopic { name } => Request::DeleteTopic { name },
             OwnedRequest::PartitionStates { partitions } => Request::PartitionStates { partitions: partitions.clone() },
             OwnedRequest::ShardStats => Request::ShardStats,
+            OwnedRequest::Group(request) => Request::Group(request.clone()),
+            OwnedRequest::ShardGroups => Request::ShardGroups,
         }
     }
 }
@@ -134,6 +147,10 @@ pub enum OwnedReply {
     /// As in [`Reply`].
     ShardStats(Box<ShardStats>),
     /// As in [`Reply`].
+    Group(Box<GroupReply>),
+    /// As in [`Reply`].
+    Groups(Vec<GroupListing>),
+    /// As in [`Reply`].
     Failed(Failure),
 }
 
@@ -154,8 +171,10 @@ impl OwnedReply {
             Reply::Deleted => OwnedReply::Deleted,
             Reply::PartitionStates(states) => OwnedReply::PartitionStates(states),
             Reply::ShardStats(stats) => OwnedReply::ShardStats(stats),
+            Reply::Group(reply) => OwnedReply::Group(reply),
+            Reply::Groups(groups) => OwnedReply::Groups(groups),
             Reply::Failed(failure) => OwnedReply::Failed(failure),
-            Reply::Metadata { .. } | Reply::Description(_) | Reply::Stats(_) => {
+            Reply::Metadata { .. } | Reply::Description(_) | Reply::Stats(_) | Reply::Coordinators(_) => {
                 OwnedReply::Failed(Failure::new(ErrorCode::Internal, "a shard gave an answer that only a router gives"))
             }
         }
@@ -174,6 +193,8 @@ impl OwnedReply {
             OwnedReply::Deleted => Reply::Deleted,
             OwnedReply::PartitionStates(states) => Reply::PartitionStates(states),
             OwnedReply::ShardStats(stats) => Reply::ShardStats(stats),
+            OwnedReply::Group(reply) => Reply::Group(reply),
+            OwnedReply::Groups(groups) => Reply::Groups(groups),
             OwnedReply::Failed(failure) => Reply::Failed(failure),
         }
     }
