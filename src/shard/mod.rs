@@ -327,7 +327,7 @@ impl Shard {
                 self.fetch_request(origin, *fetch, now);
                 Ok(())
             }
-            Request::ListOffset { partition, timestamp_ms } => {
+            Request::ListOffset { partition, timestamp_ms, .. } => {
                 self.list_offset(origin, *partition, *timestamp_ms);
                 Ok(())
             }
@@ -340,6 +340,14 @@ impl Shard {
             }
             Request::Group(_) => {
                 self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "groups are not served yet"));
+                Ok(())
+            }
+            Request::Transaction(_) | Request::CheckTransaction(_) | Request::EndTransaction(_) | Request::DescribeProducers { .. } => {
+                self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "transactions are not served yet"));
+                Ok(())
+            }
+            Request::ShardTransactions => {
+                self.reply(origin, Reply::Transactions(Vec::new()));
                 Ok(())
             }
             Request::ShardGroups => {
@@ -364,6 +372,7 @@ impl Shard {
             | Request::DescribeTopic { .. }
             | Request::Stats
             | Request::ListGroups
+            | Request::ListTransactions
             | Request::Coordinators { .. } => {
                 self.fail(origin, Failure::new(ErrorCode::Internal, "a request for the router came to a shard"));
                 Ok(())
