@@ -4,6 +4,7 @@
 //! for more, hands each request to the router, gives every answer to [`Session::reply`], and sends what has
 //! gathered in the [`Outbox`].
 
+pub mod kafka;
 pub mod native;
 
 use std::collections::VecDeque;

@@ -19,6 +19,8 @@ use crossbeam_utils::CachePadded;
 use ringmain_wire::control::{PartitionState, ShardStats, StatsReply, TopicDescription, TopicInfo};
 use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
+use crate::request::group::{Commit, GroupAction, GroupListing};
+use crate::request::transaction::{TransactionAction, TransactionListing};
 use crate::request::{Failure, Fetch, Now, Origin, Reply, Request};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
 use letter::{Answer, OwnedReply, OwnedRequest, Question};
@@ -111,6 +113,8 @@ struct Gather {
 enum Gathered {
     Stats(Vec<ShardStats>),
     Description(TopicInfo, Vec<PartitionState>),
+    Groups(Vec<GroupListing>),
+    Transactions(Vec<TransactionListing>),
 }
 
 impl Router {
@@ -173,11 +177,29 @@ impl Router {
     #[inline]
     pub fn submit(&mut self, origin: Origin, request: &Request<'_>, now: Now) -> Result<Option<Reply>, Busy> {
         let shard = match request {
+            Request::Group(asked) => {
+                if let Some(partition) = self.unknown_partition_of(&asked.action) {
+                    return Ok(Some(unknown_partition(partition)));
+                }
+                self.catalog.coordinator(&asked.group)
+            }
+            Request::ListGroups => return self.gather_groups(origin, now),
+            Request::Transaction(asked) => {
+                if let Some(partition) = self.unknown_partition_of_transaction(&asked.action) {
+                    return Ok(Some(unknown_partition(partition)));
+                }
+                self.catalog.coordinator(&asked.transactional_id)
+            }
+            Request::ListTransactions => return self.gather_transactions(origin, now),
+            Request::Coordinators { ids } => {
+                return Ok(Some(Reply::Coordinators(ids.iter().map(|id| self.catalog.coordinator(id)).collect())));
+            }
             Request::Produce { .. }
             | Request::Fetch(_)
             | Request::ListOffset { .. }
             | Request::CommitOffset { .. }
-            | Request::ReadOffset { .. } => {
+            | Request::ReadOffset { .. }
+            | Request::DescribeProducers { .. } => {
                 let partition = request.partition().unwrap_or(PartitionId::STATE);
                 match self.catalog.partition(partition) {
                     Some(entry) => entry.shard,
@@ -188,8 +210,13 @@ impl Router {
             Request::Metadata { topics } => return Ok(Some(self.metadata(topics.as_deref()))),
             Request::DescribeTopic { name } => return self.describe(origin, name, now),
             Request::Stats => return self.gather_stats(origin, now),
-            Request::PartitionStates { .. } | Request::ShardStats => {
-                return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnsupportedOp, "only a router asks this"))));
+            Request::PartitionStates { .. }
+            | Request::ShardStats
+            | Request::ShardGroups
+            | Request::ShardTransactions
+            | Request::CheckTransaction(_)
+            | Request::EndTransaction(_) => {
+                return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnsupportedOp, "only the broker's own parts ask this"))));
             }
         };
         self.send(shard, origin, request, now).map(|()| None)
@@ -383,6 +410,44 @@ impl Router {
         self.gather(origin, parts, Gathered::Stats(Vec::new()), now)
     }
 
+    fn gather_groups(&mut self, origin: Origin, now: Now) -> Result<Option<Reply>, Busy> {
+        let parts = self.coordinators().into_iter().map(|shard| (shard, Request::ShardGroups)).collect();
+        self.gather(origin, parts, Gathered::Groups(Vec::new()), now)
+    }
+
+    fn gather_transactions(&mut self, origin: Origin, now: Now) -> Result<Option<Reply>, Busy> {
+        let parts = self.coordinators().into_iter().map(|shard| (shard, Request::ShardTransactions)).collect();
+        self.gather(origin, parts, Gathered::Transactions(Vec::new()), now)
+    }
+
+    /// The shards that have slots.
+    fn coordinators(&self) -> Vec<ShardId> {
+        let mut shards: Vec<ShardId> = self.catalog.slots().to_vec();
+        shards.sort_unstable();
+        shards.dedup();
+        shards
+    }
+
+    /// A group's offsets live away from the partitions they are about, so that those exist is checked here.
+    fn unknown_partition_of(&self, action: &GroupAction) -> Option<PartitionId> {
+        let GroupAction::Commit(commit) = action else { return None };
+        self.unknown_partition_in(commit)
+    }
+
+    fn unknown_partition_of_transaction(&self, action: &TransactionAction) -> Option<PartitionId> {
+        match action {
+            TransactionAction::AddPartitions { partitions, .. } => {
+                partitions.iter().copied().find(|partition| self.catalog.partition(*partition).is_none())
+            }
+            TransactionAction::CommitOffsets { commit, .. } => self.unknown_partition_in(commit),
+            _ => None,
+        }
+    }
+
+    fn unknown_partition_in(&self, commit: &Commit) -> Option<PartitionId> {
+        commit.offsets.iter().map(|offset| offset.partition).find(|partition| self.catalog.partition(*partition).is_none())
+    }
+
     /// Asks each shard for its part. A shard that can't take the question now is left out of the answer.
     fn gather(&mut self, origin: Origin, parts: Vec<(ShardId, Request<'_>)>, result: Gathered, now: Now) -> Result<Option<Reply>, Busy> {
         let number = self.next_gather;
@@ -404,6 +469,8 @@ impl Router {
                 all.push(ShardStats { core, ..*stats });
             }
             (Reply::PartitionStates(states), Gathered::Description(_, all)) => all.extend(states),
+            (Reply::Groups(groups), Gathered::Groups(all)) => all.extend(groups),
+            (Reply::Transactions(transactions), Gathered::Transactions(all)) => all.extend(transactions),
             // A shard that can't tell is missing from the answer.
             _ => {}
         }
@@ -414,6 +481,14 @@ impl Router {
             let reply = match result {
                 Gathered::Stats(shards) => Reply::Stats(Box::new(self.stats(shards))),
                 Gathered::Description(info, states) => Reply::Description(Box::new(description(info, states))),
+                Gathered::Transactions(mut transactions) => {
+                    transactions.sort_by(|a, b| a.transactional_id.cmp(&b.transactional_id));
+                    Reply::Transactions(transactions)
+                }
+                Gathered::Groups(mut groups) => {
+                    groups.sort_by(|a, b| a.group.cmp(&b.group));
+                    Reply::Groups(groups)
+                }
             };
             self.arrived.push_back(Delivery { origin, shard: ShardId(0), reply, moved: false });
         }

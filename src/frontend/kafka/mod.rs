@@ -1,0 +1,3 @@
+//! Kafka's protocol.
+
+pub mod decode;
