@@ -558,6 +558,8 @@ pub const ADMIN_PORT_DEFAULT: u16 = 9600;
 /// Segment length where the file system is large enough: long enough that rolling costs nothing, short
 /// enough that retention frees space in useful steps.
 pub const SEGMENT_BYTES_DEFAULT: u32 = 256 << 20;
+/// Seven days, as Kafka's.
+pub const OFFSET_RETENTION_MS_DEFAULT: u64 = 7 * 24 * 3_600_000;
 /// Shorter segments would hold little more than their footer.
 pub const SEGMENT_BYTES_MIN: u32 = 4 << 20;
 const SEGMENT_BYTES_MAX: u32 = 1 << 30;

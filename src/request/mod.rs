@@ -2,6 +2,7 @@
 //! `frontend::amqp`; what travels from a frontend through the router to a shard, and back, is in this folder.
 
 pub mod group;
+pub mod transaction;
 
 use std::sync::Arc;
 
@@ -9,6 +10,9 @@ use ringmain_wire::control::{AlterTopic, CreateTopic, Durability, PartitionState
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
 use group::{GroupListing, GroupReply, GroupRequest};
+use transaction::{
+    AbortedTransaction, ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
+};
 
 /// Two clocks, read once per turn of a core thread and passed down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +44,14 @@ pub enum Request<'a> {
     /// Read from one partition.
     Fetch(Fetch),
     /// Offset by time; `ringmain_wire::control::{LATEST, EARLIEST}` for the ends.
-    ListOffset { partition: PartitionId, timestamp_ms: i64 },
+    ListOffset {
+        /// Where.
+        partition: PartitionId,
+        /// At least so young.
+        timestamp_ms: i64,
+        /// The end is that of what committed-only readers see.
+        committed_only: bool,
+    },
     /// About one consumer group. Served by the shard of the group's slot.
     Group(Arc<GroupRequest>),
     /// Router: gathered from every shard.
@@ -49,6 +60,18 @@ pub enum Request<'a> {
     ShardGroups,
     /// Answered by the router: which shards coordinate the groups or transactions of these ids.
     Coordinators { ids: Vec<String> },
+    /// About the transactions of one id. Served by the shard of the id's slot.
+    Transaction(Arc<TransactionRequest>),
+    /// Router: gathered from every shard.
+    ListTransactions,
+    /// From the router to one shard, for `ListTransactions`.
+    ShardTransactions,
+    /// Who has written to a partition.
+    DescribeProducers { partition: PartitionId },
+    /// From one shard to another.
+    CheckTransaction(TransactionCheck),
+    /// From one shard to another.
+    EndTransaction(TransactionMarker),
     /// Remember a consumer's position: a group without members.
     CommitOffset { consumer: &'a str, partition: PartitionId, offset: Offset, metadata: &'a str },
     /// Read it back.
@@ -86,6 +109,8 @@ pub struct Fetch {
     pub max_bytes: u32,
     /// … or after this time.
     pub max_wait_ms: u32,
+    /// Nothing of a transaction that is still open; and say which were aborted.
+    pub committed_only: bool,
 }
 
 /// A place in a shard's log.
@@ -118,6 +143,12 @@ pub enum Reply {
     Groups(Vec<GroupListing>),
     /// For `Coordinators`, in the order asked.
     Coordinators(Vec<ShardId>),
+    /// For `Transaction`, `CheckTransaction` and `EndTransaction`.
+    Transaction(Box<TransactionReply>),
+    /// For `ListTransactions` and `ShardTransactions`, in order of id.
+    Transactions(Vec<TransactionListing>),
+    /// For `DescribeProducers`, in order of id.
+    Producers(Vec<ProducerDescription>),
     /// A new idempotent producer.
     Producer { producer_id: ProducerId, producer_epoch: u16 },
     /// Created, altered: durable, and known on every core.
@@ -139,18 +170,22 @@ pub enum Reply {
 }
 
 /// Head of a fetch reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetched {
     /// As asked.
     pub partition: PartitionId,
     /// First offset that isn't readable yet.
     pub high_watermark: Offset,
+    /// First offset that a committed-only reader can't have yet.
+    pub last_stable: Offset,
     /// First offset still stored.
     pub log_start: Offset,
     /// Where the next fetch goes on.
     pub next_offset: Offset,
     /// Bytes of frames that follow.
     pub bytes: u32,
+    /// For a committed-only reader: aborted transactions that reach into these frames, in order of their ends.
+    pub aborted: Box<[AbortedTransaction]>,
 }
 
 /// The frames of a fetch reply.
@@ -192,7 +227,8 @@ impl Request<'_> {
         match self {
             Request::Produce { frame } => Some(frame.partition()),
             Request::Fetch(fetch) => Some(fetch.partition),
-            Request::ListOffset { partition, .. } => Some(*partition),
+            Request::ListOffset { partition, .. } | Request::DescribeProducers { partition } => Some(*partition),
+            Request::EndTransaction(marker) => Some(marker.partition),
             _ => None,
         }
     }

@@ -8,6 +8,9 @@ use ringmain_wire::control::{AlterTopic, CreateTopic, PartitionState, ShardStats
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
 use crate::request::group::{GroupListing, GroupReply, GroupRequest};
+use crate::request::transaction::{
+    ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
+};
 use crate::request::{Failure, Fetch, FetchData, Fetched, Origin, Reply, Request};
 use crate::shard::CatalogChange;
 
@@ -41,7 +44,7 @@ pub enum OwnedRequest {
     /// As in [`Request`].
     Fetch(Fetch),
     /// As in [`Request`].
-    ListOffset { partition: PartitionId, timestamp_ms: i64 },
+    ListOffset { partition: PartitionId, timestamp_ms: i64, committed_only: bool },
     /// As in [`Request`].
     CommitOffset { consumer: String, partition: PartitionId, offset: Offset, metadata: String },
     /// As in [`Request`].
@@ -62,6 +65,16 @@ pub enum OwnedRequest {
     Group(Arc<GroupRequest>),
     /// As in [`Request`].
     ShardGroups,
+    /// As in [`Request`].
+    Transaction(Arc<TransactionRequest>),
+    /// As in [`Request`].
+    ShardTransactions,
+    /// As in [`Request`].
+    DescribeProducers { partition: PartitionId },
+    /// As in [`Request`].
+    CheckTransaction(TransactionCheck),
+    /// As in [`Request`].
+    EndTransaction(TransactionMarker),
 }
 
 impl OwnedRequest {
@@ -70,8 +83,8 @@ impl OwnedRequest {
         Some(match request {
             Request::Produce { frame } => OwnedRequest::Produce { frame: frame.bytes().to_vec() },
             Request::Fetch(fetch) => OwnedRequest::Fetch(*fetch),
-            Request::ListOffset { partition, timestamp_ms } => {
-                OwnedRequest::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms }
+            Request::ListOffset { partition, timestamp_ms, committed_only } => {
+                OwnedRequest::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms, committed_only: *committed_only }
             }
             Request::CommitOffset { consumer, partition, offset, metadata } => OwnedRequest::CommitOffset {
                 consumer: (*consumer).into(),
@@ -88,10 +101,16 @@ impl OwnedRequest {
             Request::ShardStats => OwnedRequest::ShardStats,
             Request::Group(request) => OwnedRequest::Group(request.clone()),
             Request::ShardGroups => OwnedRequest::ShardGroups,
+            Request::Transaction(request) => OwnedRequest::Transaction(request.clone()),
+            Request::ShardTransactions => OwnedRequest::ShardTransactions,
+            Request::DescribeProducers { partition } => OwnedRequest::DescribeProducers { partition: *partition },
+            Request::CheckTransaction(check) => OwnedRequest::CheckTransaction(*check),
+            Request::EndTransaction(marker) => OwnedRequest::EndTransaction(*marker),
             Request::Metadata { .. }
             | Request::DescribeTopic { .. }
             | Request::Stats
             | Request::ListGroups
+            | Request::ListTransactions
             | Request::Coordinators { .. } => return None,
         })
     }
@@ -104,8 +123,8 @@ impl OwnedRequest {
         match self {
             OwnedRequest::Produce { frame } => Request::Produce { frame: Frame::parse(frame).expect("a copy of a parsed frame") },
             OwnedRequest::Fetch(fetch) => Request::Fetch(*fetch),
-            OwnedRequest::ListOffset { partition, timestamp_ms } => {
-                Request::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms }
+            OwnedRequest::ListOffset { partition, timestamp_ms, committed_only } => {
+                Request::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms, committed_only: *committed_only }
             }
             OwnedRequest::CommitOffset { consumer, partition, offset, metadata } => {
                 Request::CommitOffset { consumer, partition: *partition, offset: *offset, metadata }
@@ -119,6 +138,11 @@ impl OwnedRequest {
             OwnedRequest::ShardStats => Request::ShardStats,
             OwnedRequest::Group(request) => Request::Group(request.clone()),
             OwnedRequest::ShardGroups => Request::ShardGroups,
+            OwnedRequest::Transaction(request) => Request::Transaction(request.clone()),
+            OwnedRequest::ShardTransactions => Request::ShardTransactions,
+            OwnedRequest::DescribeProducers { partition } => Request::DescribeProducers { partition: *partition },
+            OwnedRequest::CheckTransaction(check) => Request::CheckTransaction(*check),
+            OwnedRequest::EndTransaction(marker) => Request::EndTransaction(*marker),
         }
     }
 }
@@ -151,6 +175,12 @@ pub enum OwnedReply {
     /// As in [`Reply`].
     Groups(Vec<GroupListing>),
     /// As in [`Reply`].
+    Transaction(Box<TransactionReply>),
+    /// As in [`Reply`].
+    Transactions(Vec<TransactionListing>),
+    /// As in [`Reply`].
+    Producers(Vec<ProducerDescription>),
+    /// As in [`Reply`].
     Failed(Failure),
 }
 
@@ -173,6 +203,9 @@ impl OwnedReply {
             Reply::ShardStats(stats) => OwnedReply::ShardStats(stats),
             Reply::Group(reply) => OwnedReply::Group(reply),
             Reply::Groups(groups) => OwnedReply::Groups(groups),
+            Reply::Transaction(reply) => OwnedReply::Transaction(reply),
+            Reply::Transactions(transactions) => OwnedReply::Transactions(transactions),
+            Reply::Producers(producers) => OwnedReply::Producers(producers),
             Reply::Failed(failure) => OwnedReply::Failed(failure),
             Reply::Metadata { .. } | Reply::Description(_) | Reply::Stats(_) | Reply::Coordinators(_) => {
                 OwnedReply::Failed(Failure::new(ErrorCode::Internal, "a shard gave an answer that only a router gives"))
@@ -195,6 +228,9 @@ impl OwnedReply {
             OwnedReply::ShardStats(stats) => Reply::ShardStats(stats),
             OwnedReply::Group(reply) => Reply::Group(reply),
             OwnedReply::Groups(groups) => Reply::Groups(groups),
+            OwnedReply::Transaction(reply) => Reply::Transaction(reply),
+            OwnedReply::Transactions(transactions) => Reply::Transactions(transactions),
+            OwnedReply::Producers(producers) => Reply::Producers(producers),
             OwnedReply::Failed(failure) => Reply::Failed(failure),
         }
     }

@@ -20,6 +20,7 @@ use ringmain_wire::control::{PartitionState, ShardStats, StatsReply, TopicDescri
 use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
 use crate::request::group::GroupListing;
+use crate::request::transaction::{TransactionAction, TransactionListing};
 use crate::request::{Failure, Fetch, Now, Origin, Reply, Request};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
 use letter::{Answer, OwnedReply, OwnedRequest, Question};
@@ -113,6 +114,7 @@ enum Gathered {
     Stats(Vec<ShardStats>),
     Description(TopicInfo, Vec<PartitionState>),
     Groups(Vec<GroupListing>),
+    Transactions(Vec<TransactionListing>),
 }
 
 impl Router {
@@ -183,10 +185,17 @@ impl Router {
                 self.catalog.coordinator(consumer)
             }
             Request::ListGroups => return self.gather_groups(origin, now),
+            Request::Transaction(asked) => {
+                if let Some(partition) = self.unknown_partition_of_transaction(&asked.action) {
+                    return Ok(Some(unknown_partition(partition)));
+                }
+                self.catalog.coordinator(&asked.transactional_id)
+            }
+            Request::ListTransactions => return self.gather_transactions(origin, now),
             Request::Coordinators { ids } => {
                 return Ok(Some(Reply::Coordinators(ids.iter().map(|id| self.catalog.coordinator(id)).collect())));
             }
-            Request::Produce { .. } | Request::Fetch(_) | Request::ListOffset { .. } => {
+            Request::Produce { .. } | Request::Fetch(_) | Request::ListOffset { .. } | Request::DescribeProducers { .. } => {
                 let partition = request.partition().unwrap_or(PartitionId::STATE);
                 match self.catalog.partition(partition) {
                     Some(entry) => entry.shard,
@@ -197,8 +206,13 @@ impl Router {
             Request::Metadata { topics } => return Ok(Some(self.metadata(topics.as_deref()))),
             Request::DescribeTopic { name } => return self.describe(origin, name, now),
             Request::Stats => return self.gather_stats(origin, now),
-            Request::PartitionStates { .. } | Request::ShardStats | Request::ShardGroups => {
-                return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnsupportedOp, "only a router asks this"))));
+            Request::PartitionStates { .. }
+            | Request::ShardStats
+            | Request::ShardGroups
+            | Request::ShardTransactions
+            | Request::CheckTransaction(_)
+            | Request::EndTransaction(_) => {
+                return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnsupportedOp, "only the broker's own parts ask this"))));
             }
         };
         self.send(shard, origin, request, now).map(|()| None)
@@ -402,11 +416,26 @@ impl Router {
     }
 
     fn gather_groups(&mut self, origin: Origin, now: Now) -> Result<Option<Reply>, Busy> {
+        let parts = self.coordinators().into_iter().map(|shard| (shard, Request::ShardGroups)).collect();
+        self.gather(origin, parts, Gathered::Groups(Vec::new()), now)
+    }
+
+    fn gather_transactions(&mut self, origin: Origin, now: Now) -> Result<Option<Reply>, Busy> {
+        let parts = self.coordinators().into_iter().map(|shard| (shard, Request::ShardTransactions)).collect();
+        self.gather(origin, parts, Gathered::Transactions(Vec::new()), now)
+    }
+
+    /// The shards that have slots.
+    fn coordinators(&self) -> Vec<ShardId> {
         let mut shards: Vec<ShardId> = self.catalog.slots().to_vec();
         shards.sort_unstable();
         shards.dedup();
-        let parts = shards.into_iter().map(|shard| (shard, Request::ShardGroups)).collect();
-        self.gather(origin, parts, Gathered::Groups(Vec::new()), now)
+        shards
+    }
+
+    fn unknown_partition_of_transaction(&self, action: &TransactionAction) -> Option<PartitionId> {
+        let TransactionAction::AddPartitions { partitions, .. } = action else { return None };
+        partitions.iter().copied().find(|partition| self.catalog.partition(*partition).is_none())
     }
 
     /// Asks each shard for its part. A shard that can't take the question now is left out of the answer.
@@ -431,6 +460,7 @@ impl Router {
             }
             (Reply::PartitionStates(states), Gathered::Description(_, all)) => all.extend(states),
             (Reply::Groups(groups), Gathered::Groups(all)) => all.extend(groups),
+            (Reply::Transactions(transactions), Gathered::Transactions(all)) => all.extend(transactions),
             // A shard that can't tell is missing from the answer.
             _ => {}
         }
@@ -441,6 +471,10 @@ impl Router {
             let reply = match result {
                 Gathered::Stats(shards) => Reply::Stats(Box::new(self.stats(shards))),
                 Gathered::Description(info, states) => Reply::Description(Box::new(description(info, states))),
+                Gathered::Transactions(mut transactions) => {
+                    transactions.sort_by(|a, b| a.transactional_id.cmp(&b.transactional_id));
+                    Reply::Transactions(transactions)
+                }
                 Gathered::Groups(mut groups) => {
                     groups.sort_by(|a, b| a.group.cmp(&b.group));
                     Reply::Groups(groups)

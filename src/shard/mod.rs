@@ -359,7 +359,7 @@ impl Shard {
                 self.fetch_request(origin, *fetch, now);
                 Ok(())
             }
-            Request::ListOffset { partition, timestamp_ms } => {
+            Request::ListOffset { partition, timestamp_ms, .. } => {
                 self.list_offset(origin, *partition, *timestamp_ms);
                 Ok(())
             }
@@ -371,6 +371,14 @@ impl Shard {
                 Ok(())
             }
             Request::Group(request) => self.group_request(origin, request, now),
+            Request::Transaction(_) | Request::CheckTransaction(_) | Request::EndTransaction(_) | Request::DescribeProducers { .. } => {
+                self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "transactions are not served yet"));
+                Ok(())
+            }
+            Request::ShardTransactions => {
+                self.reply(origin, Reply::Transactions(Vec::new()));
+                Ok(())
+            }
             Request::ShardGroups => {
                 let groups = self.groups.list();
                 self.reply(origin, Reply::Groups(groups));
@@ -394,6 +402,7 @@ impl Shard {
             | Request::DescribeTopic { .. }
             | Request::Stats
             | Request::ListGroups
+            | Request::ListTransactions
             | Request::Coordinators { .. } => {
                 self.fail(origin, Failure::new(ErrorCode::Internal, "a request for the router came to a shard"));
                 Ok(())

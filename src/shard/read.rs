@@ -135,7 +135,15 @@ impl Shard {
         if hot_count < found.extents.len() && cold_count < found.extents.len() {
             found = self.first_part(found, hot_count.max(cold_count));
         }
-        let head = Fetched { partition: fetch.partition, high_watermark, log_start, next_offset: found.next_offset, bytes: found.bytes };
+        let head = Fetched {
+            partition: fetch.partition,
+            high_watermark,
+            last_stable: high_watermark,
+            log_start,
+            next_offset: found.next_offset,
+            bytes: found.bytes,
+            aborted: Box::default(),
+        };
         if hot_count > 0 || found.extents.is_empty() {
             self.counters.fetches += u64::from(found.bytes > 0);
             self.counters.bytes_out += u64::from(found.bytes);
