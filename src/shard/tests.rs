@@ -21,20 +21,20 @@ const SEGMENT_BYTES: u32 = 256 << 10;
 const TURN_US: u64 = 100;
 const TURNS_MAX: usize = 20_000;
 
-fn shard_config() -> ShardConfig {
+pub(super) fn shard_config() -> ShardConfig {
     let log =
         LogConfig { chunk_bytes: 32 << 10, tail_cache_bytes: 256 << 10, entropy: 7, ..LogConfig::new(ShardId(0), SEGMENT_BYTES, 1 << 20) };
     ShardConfig::new(ShardId(0), 1, log)
 }
 
 /// A shard, its disk, and what a core thread would do around them.
-struct Rig {
-    disk: SimDisk,
-    shard: Shard,
-    now: Now,
+pub(super) struct Rig {
+    pub(super) disk: SimDisk,
+    pub(super) shard: Shard,
+    pub(super) now: Now,
     config: ShardConfig,
     next_request: u64,
-    answers: HashMap<u64, Reply>,
+    pub(super) answers: HashMap<u64, Reply>,
     /// Requests in the order of their answers.
     answered: Vec<u64>,
     events: Vec<ShardEvent>,
@@ -53,7 +53,7 @@ impl Rig {
         rig
     }
 
-    fn open(mut disk: SimDisk, config: ShardConfig, now: Now) -> Rig {
+    pub(super) fn open(mut disk: SimDisk, config: ShardConfig, now: Now) -> Rig {
         let arena = Arena::new(64 << 20);
         let Opened { mut shard, live_files, report } = Shard::open(config.clone(), arena, &mut disk, now).unwrap();
         let files = disk.list().unwrap();
@@ -74,7 +74,7 @@ impl Rig {
     }
 
     /// The process dies; what had completed stays.
-    fn kill(self) -> Rig {
+    pub(super) fn kill(self) -> Rig {
         let Rig { disk, config, now, shard, .. } = self;
         drop(shard);
         disk.process_crash();
@@ -83,14 +83,14 @@ impl Rig {
     }
 
     /// The power fails.
-    fn power_cut(self) -> Rig {
+    pub(super) fn power_cut(self) -> Rig {
         let Rig { disk, config, now, shard, .. } = self;
         drop(shard);
         disk.power_cut();
         Rig::open(disk, config, now)
     }
 
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         self.shard.stop(self.now);
         self.turns_until(|rig| rig.shard.is_stopped());
     }
@@ -126,17 +126,17 @@ impl Rig {
         }
     }
 
-    fn pass(&mut self, us: u64) {
+    pub(super) fn pass(&mut self, us: u64) {
         let before_ms = self.now.monotonic_us / 1000;
         self.now.monotonic_us += us;
         self.now.wall_ms += (self.now.monotonic_us / 1000 - before_ms) as i64;
     }
 
-    fn turns(&mut self, count: usize) {
+    pub(super) fn turns(&mut self, count: usize) {
         (0..count).for_each(|_| self.turn());
     }
 
-    fn turns_until(&mut self, done: impl Fn(&Rig) -> bool) {
+    pub(super) fn turns_until(&mut self, done: impl Fn(&Rig) -> bool) {
         for _ in 0..TURNS_MAX {
             if done(self) {
                 return;
@@ -147,7 +147,7 @@ impl Rig {
     }
 
     /// Until nothing is under way.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.turns_until(|rig| rig.disk.in_flight() == 0 && rig.shard.log.flushed() == rig.shard.flushed && !rig.shard.has_backlog());
         self.turns(300);
     }
@@ -170,25 +170,33 @@ impl Rig {
         panic!("busy for {TURNS_MAX} turns");
     }
 
-    fn send(&mut self, request: &Request<'_>) -> u64 {
+    /// Hands a request in; `None` = busy.
+    pub(super) fn try_send(&mut self, request: &Request<'_>) -> Option<u64> {
+        let origin = self.origin(1);
+        self.shard.handle(origin, request, self.now).ok()?;
+        self.collect();
+        Some(origin.request)
+    }
+
+    pub(super) fn send(&mut self, request: &Request<'_>) -> u64 {
         self.send_from(1, request)
     }
 
-    fn answer(&mut self, request: u64) -> Reply {
+    pub(super) fn answer(&mut self, request: u64) -> Reply {
         self.turns_until(|rig| rig.answers.contains_key(&request));
         self.answers.remove(&request).unwrap()
     }
 
-    fn ask(&mut self, request: &Request<'_>) -> Reply {
+    pub(super) fn ask(&mut self, request: &Request<'_>) -> Reply {
         let sent = self.send(request);
         self.answer(sent)
     }
 
-    fn is_answered(&self, request: u64) -> bool {
+    pub(super) fn is_answered(&self, request: u64) -> bool {
         self.answers.contains_key(&request)
     }
 
-    fn create(&mut self, name: &str, partition_count: u32, config: TopicConfig) -> TopicInfo {
+    pub(super) fn create(&mut self, name: &str, partition_count: u32, config: TopicConfig) -> TopicInfo {
         match self.ask(&Request::CreateTopic(CreateTopic { name: name.into(), partition_count, config })) {
             Reply::Topic(info) => *info,
             other => panic!("{other:?}"),
@@ -282,7 +290,7 @@ impl Rig {
     }
 
     /// What another start must come to: everything that replay rebuilds.
-    fn summary(&self) -> Summary {
+    pub(super) fn summary(&self) -> Summary {
         let shard = &self.shard;
         let partitions = shard.partitions.iter().map(|partition| {
             let producers = partition.producers.iter().flat_map(|table| table.in_order_of_use());
@@ -305,7 +313,7 @@ impl Rig {
 }
 
 #[derive(Debug, PartialEq)]
-struct Summary {
+pub(super) struct Summary {
     groups: Vec<group::GroupSummary>,
     partitions: Vec<PartitionSummary>,
     topics: Vec<TopicInfo>,
@@ -322,7 +330,7 @@ struct PartitionSummary {
     producers: Vec<(i64, u16, i64, Vec<producer_state::Stored>)>,
 }
 
-fn start() -> Now {
+pub(super) fn start() -> Now {
     Now { monotonic_us: 1_000_000, wall_ms: 1_700_000_000_000 }
 }
 

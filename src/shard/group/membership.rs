@@ -756,11 +756,12 @@ impl Group {
         }
     }
 
-    /// The broker stops: who waits is told.
-    pub fn stop(&mut self, common: &mut Common) {
+    /// Nothing goes on here: who waits is told why.
+    pub fn stop(&mut self, common: &mut Common, failure: &Failure) {
         for member in self.members.values_mut() {
-            common.fail(member.joining.take(), ErrorCode::ShuttingDown);
-            common.fail(member.syncing.take(), ErrorCode::ShuttingDown);
+            for origin in [member.joining.take(), member.syncing.take()].into_iter().flatten() {
+                common.replies.push_back((origin, Err(failure.clone())));
+            }
         }
     }
 

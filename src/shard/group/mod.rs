@@ -13,6 +13,8 @@
 
 mod member;
 mod membership;
+#[cfg(test)]
+mod model;
 pub mod offsets;
 pub mod persist;
 pub mod serve;
@@ -330,7 +332,7 @@ impl Groups {
     /// Nothing can be logged any more: whoever waits for anything is told.
     pub fn fenced(&mut self, failure: &Failure) {
         self.common.outbox.clear();
-        self.stop();
+        self.groups.values_mut().for_each(|group| group.stop(&mut self.common, failure));
         for (_, ticket) in std::mem::take(&mut self.common.tickets) {
             self.common.replies.extend(ticket.held.into_iter().map(|(origin, _)| (origin, Err(failure.clone()))));
         }
@@ -338,7 +340,8 @@ impl Groups {
 
     /// The broker stops: whoever waits for other members is told. Changes under way still become durable.
     pub fn stop(&mut self) {
-        self.groups.values_mut().for_each(|group| group.stop(&mut self.common));
+        let failure = ErrorCode::ShuttingDown.into();
+        self.groups.values_mut().for_each(|group| group.stop(&mut self.common, &failure));
     }
 
     /// The next answer.
