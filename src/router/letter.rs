@@ -32,7 +32,7 @@ pub struct Answer {
     pub reply: OwnedReply,
 }
 
-/// A [`Request`] to a shard that owns what it names.
+/// A [`Request`] that owns what it names.
 #[derive(Clone, Debug)]
 pub enum OwnedRequest {
     /// The whole frame, its body checksum verified.
@@ -57,13 +57,19 @@ pub enum OwnedRequest {
     PartitionStates { partitions: Vec<PartitionId> },
     /// As in [`Request`].
     ShardStats,
+    /// As in [`Request`]; for this core's router.
+    Metadata { topics: Option<Vec<String>> },
+    /// As in [`Request`]; for this core's router.
+    DescribeTopic { name: String },
+    /// As in [`Request`]; for this core's router.
+    Stats,
 }
 
 impl OwnedRequest {
-    /// A copy of a request to a shard; `None` for those that the router answers itself.
-    pub fn copy(request: &Request<'_>) -> Option<OwnedRequest> {
-        Some(match request {
-            Request::Produce { frame } => OwnedRequest::Produce { frame: frame.bytes().to_vec() },
+    /// A copy of a request.
+    pub fn copy(request: &Request<'_>) -> OwnedRequest {
+        match request {
+            Request::Produce { frame } => OwnedRequest::Produce { frame: frame.to_vec() },
             Request::Fetch(fetch) => OwnedRequest::Fetch(*fetch),
             Request::ListOffset { partition, timestamp_ms } => {
                 OwnedRequest::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms }
@@ -81,8 +87,10 @@ impl OwnedRequest {
             Request::DeleteTopic { name } => OwnedRequest::DeleteTopic { name: (*name).into() },
             Request::PartitionStates { partitions } => OwnedRequest::PartitionStates { partitions: partitions.clone() },
             Request::ShardStats => OwnedRequest::ShardStats,
-            Request::Metadata { .. } | Request::DescribeTopic { .. } | Request::Stats => return None,
-        })
+            Request::Metadata { topics } => OwnedRequest::Metadata { topics: topics.clone() },
+            Request::DescribeTopic { name } => OwnedRequest::DescribeTopic { name: (*name).into() },
+            Request::Stats => OwnedRequest::Stats,
+        }
     }
 
     /// The request again, borrowed from this copy.
@@ -106,6 +114,9 @@ impl OwnedRequest {
             OwnedRequest::DeleteTopic { name } => Request::DeleteTopic { name },
             OwnedRequest::PartitionStates { partitions } => Request::PartitionStates { partitions: partitions.clone() },
             OwnedRequest::ShardStats => Request::ShardStats,
+            OwnedRequest::Metadata { topics } => Request::Metadata { topics: topics.clone() },
+            OwnedRequest::DescribeTopic { name } => Request::DescribeTopic { name },
+            OwnedRequest::Stats => Request::Stats,
         }
     }
 }

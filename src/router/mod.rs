@@ -158,6 +158,11 @@ impl Router {
         (self.mail.unanswered(), self.mail.waiting())
     }
 
+    /// This core's copy of the catalog.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
     /// Topics in the catalog.
     pub fn topic_count(&self) -> usize {
         self.catalog.topic_count()
@@ -280,7 +285,7 @@ impl Router {
                 OwnedRequest::Fetch(Fetch { max_wait_ms: fetch.max_wait_ms.min(limit_ms), min_bytes, max_bytes, ..*fetch })
             }
             // A copy is made even if the ring turns out to be full; that is rare, and the connection then stops reading.
-            request => OwnedRequest::copy(request).ok_or(Busy)?,
+            request => OwnedRequest::copy(request),
         };
         self.mail.ask(core, Question::Request { origin, shard, request: owned }).map_err(|_| {
             away.remove(&origin);

@@ -26,10 +26,10 @@ impl Shard {
             self.fail(origin, ErrorCode::UnknownPartition.into());
             return Ok(());
         };
-        if frame.bytes().len() > partition.config.max_message_bytes as usize {
+        if frame.len_bytes() > partition.config.max_message_bytes as usize {
             let message = format!(
                 "a batch of {} bytes; max.message.bytes of the topic is {}",
-                frame.bytes().len(),
+                frame.len_bytes(),
                 partition.config.max_message_bytes
             );
             self.fail(origin, Failure::new(ErrorCode::MessageTooLarge, message));
@@ -72,7 +72,7 @@ impl Shard {
         }
         let Some(partition) = self.partitions.get_mut(id) else { return Ok(()) };
         let appended = self.log.append(Append {
-            bytes: frame.bytes(),
+            frame: *frame,
             partition: id,
             base_offset: next_offset,
             record_count,
@@ -90,7 +90,7 @@ impl Shard {
         partition.appended_bytes += frame.padded_bytes() as u64;
         self.counters.frames_in += 1;
         self.counters.records_in += u64::from(record_count);
-        self.counters.bytes_in += frame.bytes().len() as u64;
+        self.counters.bytes_in += frame.len_bytes() as u64;
         let is_reserved = end <= partition.reserved_end;
         match partition.config.durability {
             Durability::Memory if is_reserved => {

@@ -16,6 +16,7 @@
 pub mod code;
 pub mod control;
 pub mod envelope;
+pub mod crc;
 pub mod frame;
 pub mod id;
 pub mod murmur2;
