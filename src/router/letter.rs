@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ringmain_wire::control::{AlterTopic, CreateTopic, PartitionState, ShardStats, TopicInfo};
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
+use crate::request::group::{GroupListing, GroupReply, GroupRequest};
 use crate::request::{Failure, Fetch, FetchData, Fetched, Origin, Reply, Request};
 use crate::shard::CatalogChange;
 
@@ -63,6 +64,14 @@ pub enum OwnedRequest {
     DescribeTopic { name: String },
     /// As in [`Request`]; for this core's router.
     Stats,
+    /// As in [`Request`].
+    Group(Arc<GroupRequest>),
+    /// As in [`Request`].
+    ShardGroups,
+    /// As in [`Request`]; for this core's router.
+    ListGroups,
+    /// As in [`Request`]; for this core's router.
+    Coordinators { ids: Vec<String> },
 }
 
 impl OwnedRequest {
@@ -87,9 +96,13 @@ impl OwnedRequest {
             Request::DeleteTopic { name } => OwnedRequest::DeleteTopic { name: (*name).into() },
             Request::PartitionStates { partitions } => OwnedRequest::PartitionStates { partitions: partitions.clone() },
             Request::ShardStats => OwnedRequest::ShardStats,
+            Request::Group(request) => OwnedRequest::Group(request.clone()),
+            Request::ShardGroups => OwnedRequest::ShardGroups,
             Request::Metadata { topics } => OwnedRequest::Metadata { topics: topics.clone() },
             Request::DescribeTopic { name } => OwnedRequest::DescribeTopic { name: (*name).into() },
             Request::Stats => OwnedRequest::Stats,
+            Request::ListGroups => OwnedRequest::ListGroups,
+            Request::Coordinators { ids } => OwnedRequest::Coordinators { ids: ids.clone() },
         }
     }
 
@@ -117,6 +130,10 @@ impl OwnedRequest {
             OwnedRequest::Metadata { topics } => Request::Metadata { topics: topics.clone() },
             OwnedRequest::DescribeTopic { name } => Request::DescribeTopic { name },
             OwnedRequest::Stats => Request::Stats,
+            OwnedRequest::Group(request) => Request::Group(request.clone()),
+            OwnedRequest::ShardGroups => Request::ShardGroups,
+            OwnedRequest::ListGroups => Request::ListGroups,
+            OwnedRequest::Coordinators { ids } => Request::Coordinators { ids: ids.clone() },
         }
     }
 }
@@ -145,6 +162,10 @@ pub enum OwnedReply {
     /// As in [`Reply`].
     ShardStats(Box<ShardStats>),
     /// As in [`Reply`].
+    Group(Box<GroupReply>),
+    /// As in [`Reply`].
+    Groups(Vec<GroupListing>),
+    /// As in [`Reply`].
     Failed(Failure),
 }
 
@@ -165,8 +186,10 @@ impl OwnedReply {
             Reply::Deleted => OwnedReply::Deleted,
             Reply::PartitionStates(states) => OwnedReply::PartitionStates(states),
             Reply::ShardStats(stats) => OwnedReply::ShardStats(stats),
+            Reply::Group(reply) => OwnedReply::Group(reply),
+            Reply::Groups(groups) => OwnedReply::Groups(groups),
             Reply::Failed(failure) => OwnedReply::Failed(failure),
-            Reply::Metadata { .. } | Reply::Description(_) | Reply::Stats(_) => {
+            Reply::Metadata { .. } | Reply::Description(_) | Reply::Stats(_) | Reply::Coordinators(_) => {
                 OwnedReply::Failed(Failure::new(ErrorCode::Internal, "a shard gave an answer that only a router gives"))
             }
         }
@@ -185,6 +208,8 @@ impl OwnedReply {
             OwnedReply::Deleted => Reply::Deleted,
             OwnedReply::PartitionStates(states) => Reply::PartitionStates(states),
             OwnedReply::ShardStats(stats) => Reply::ShardStats(stats),
+            OwnedReply::Group(reply) => Reply::Group(reply),
+            OwnedReply::Groups(groups) => Reply::Groups(groups),
             OwnedReply::Failed(failure) => Reply::Failed(failure),
         }
     }

@@ -19,6 +19,7 @@ use crossbeam_utils::CachePadded;
 use ringmain_wire::control::{PartitionState, ShardStats, StatsReply, TopicDescription, TopicInfo};
 use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
+use crate::request::group::{GroupAction, GroupListing};
 use crate::request::{Failure, Fetch, Now, Origin, Reply, Request};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
 use letter::{Answer, OwnedReply, OwnedRequest, Question};
@@ -111,6 +112,7 @@ struct Gather {
 enum Gathered {
     Stats(Vec<ShardStats>),
     Description(TopicInfo, Vec<PartitionState>),
+    Groups(Vec<GroupListing>),
 }
 
 impl Router {
@@ -178,6 +180,16 @@ impl Router {
     #[inline]
     pub fn submit(&mut self, origin: Origin, request: &Request<'_>, now: Now) -> Result<Option<Reply>, Busy> {
         let shard = match request {
+            Request::Group(asked) => {
+                if let Some(partition) = self.unknown_partition_of(&asked.action) {
+                    return Ok(Some(unknown_partition(partition)));
+                }
+                self.catalog.coordinator(&asked.group)
+            }
+            Request::ListGroups => return self.gather_groups(origin, now),
+            Request::Coordinators { ids } => {
+                return Ok(Some(Reply::Coordinators(ids.iter().map(|id| self.catalog.coordinator(id)).collect())));
+            }
             Request::Produce { .. }
             | Request::Fetch(_)
             | Request::ListOffset { .. }
@@ -193,7 +205,7 @@ impl Router {
             Request::Metadata { topics } => return Ok(Some(self.metadata(topics.as_deref()))),
             Request::DescribeTopic { name } => return self.describe(origin, name, now),
             Request::Stats => return self.gather_stats(origin, now),
-            Request::PartitionStates { .. } | Request::ShardStats => {
+            Request::PartitionStates { .. } | Request::ShardStats | Request::ShardGroups => {
                 return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnsupportedOp, "only a router asks this"))));
             }
         };
@@ -388,6 +400,20 @@ impl Router {
         self.gather(origin, parts, Gathered::Stats(Vec::new()), now)
     }
 
+    fn gather_groups(&mut self, origin: Origin, now: Now) -> Result<Option<Reply>, Busy> {
+        let mut shards: Vec<ShardId> = self.catalog.slots().to_vec();
+        shards.sort_unstable();
+        shards.dedup();
+        let parts = shards.into_iter().map(|shard| (shard, Request::ShardGroups)).collect();
+        self.gather(origin, parts, Gathered::Groups(Vec::new()), now)
+    }
+
+    /// A group's offsets live away from the partitions they are about, so that those exist is checked here.
+    fn unknown_partition_of(&self, action: &GroupAction) -> Option<PartitionId> {
+        let GroupAction::Commit(commit) = action else { return None };
+        commit.offsets.iter().map(|offset| offset.partition).find(|partition| self.catalog.partition(*partition).is_none())
+    }
+
     /// Asks each shard for its part. A shard that can't take the question now is left out of the answer.
     fn gather(&mut self, origin: Origin, parts: Vec<(ShardId, Request<'_>)>, result: Gathered, now: Now) -> Result<Option<Reply>, Busy> {
         let number = self.next_gather;
@@ -409,6 +435,7 @@ impl Router {
                 all.push(ShardStats { core, ..*stats });
             }
             (Reply::PartitionStates(states), Gathered::Description(_, all)) => all.extend(states),
+            (Reply::Groups(groups), Gathered::Groups(all)) => all.extend(groups),
             // A shard that can't tell is missing from the answer.
             _ => {}
         }
@@ -419,6 +446,10 @@ impl Router {
             let reply = match result {
                 Gathered::Stats(shards) => Reply::Stats(Box::new(self.stats(shards))),
                 Gathered::Description(info, states) => Reply::Description(Box::new(description(info, states))),
+                Gathered::Groups(mut groups) => {
+                    groups.sort_by(|a, b| a.group.cmp(&b.group));
+                    Reply::Groups(groups)
+                }
             };
             self.arrived.push_back(Delivery { origin, shard: ShardId(0), reply, moved: false });
         }

@@ -128,6 +128,7 @@ impl Shard {
             return;
         }
         if !self.background.is_blocked {
+            self.log_slots(now);
             self.void_reservations(now);
             self.checkpoint_step(now);
             self.round_step(now);
@@ -146,6 +147,15 @@ impl Shard {
             self.background.is_final_done = true;
         }
         self.background.is_blocked = true;
+    }
+
+    /// At the first start of a data directory.
+    fn log_slots(&mut self, now: Now) {
+        let Some(slots) = self.slots_unlogged.take() else { return };
+        if let Err(error) = self.log_state(&StateRecord::Catalog(slots.clone()), None, now) {
+            self.slots_unlogged = Some(slots);
+            self.background_failed(error);
+        }
     }
 
     fn checkpoint_step(&mut self, now: Now) {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringmain_wire::control::{AlterTopic, CreateTopic, PartitionPlace, TopicConfig, TopicInfo};
+use ringmain_wire::murmur2::murmur2;
 use ringmain_wire::{ErrorCode, MAX_MESSAGE_BYTES_LIMIT, PartitionId, ShardId, TopicId, frame};
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -19,6 +20,8 @@ pub const TOPIC_NAME_MAX_BYTES: usize = 249;
 pub const PARTITIONS_LIMIT: u32 = 100_000;
 /// Smallest `max.message.bytes`: room for a header and one small record.
 pub const MAX_MESSAGE_BYTES_LEAST: u32 = 1024;
+/// Slots onto which groups and transactional ids hash.
+pub const SLOT_COUNT: usize = 64;
 
 /// Every topic and partition. Cheap to change: no change copies what it doesn't touch.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +34,8 @@ pub struct Catalog {
     /// Numbers below these have been used.
     next_topic: u32,
     next_partition: u32,
+    /// By slot: the shard of its groups and transactional ids; empty until placed.
+    slots: Vec<ShardId>,
 }
 
 /// One topic.
@@ -87,17 +92,29 @@ pub enum CatalogChange {
         /// What belonged to it.
         partitions: Vec<PartitionPlace>,
     },
+    /// Which shard coordinates the groups and transactional ids of each slot. Decided once, when the data directory is
+    /// new; shards added later get none.
+    SlotsPlaced {
+        /// By slot.
+        shards: Vec<u16>,
+    },
 }
 
 impl CatalogChange {
-    /// The topic it is about.
-    pub fn topic(&self) -> TopicId {
+    /// The topic it is about, if it is about one.
+    pub fn topic(&self) -> Option<TopicId> {
         match self {
             CatalogChange::TopicCreated { topic, .. }
             | CatalogChange::TopicAltered { topic, .. }
-            | CatalogChange::TopicDeleted { topic, .. } => TopicId(*topic),
+            | CatalogChange::TopicDeleted { topic, .. } => Some(TopicId(*topic)),
+            CatalogChange::SlotsPlaced { .. } => None,
         }
     }
+}
+
+/// The slot of a group's name or a transactional id.
+pub fn slot(id: &str) -> usize {
+    murmur2(id.as_bytes()) as usize % SLOT_COUNT
 }
 
 /// Bounds that a decision keeps to.
@@ -176,7 +193,28 @@ impl Catalog {
                 }
             }
             CatalogChange::TopicDeleted { topic, .. } => self.delete(TopicId(*topic)),
+            CatalogChange::SlotsPlaced { shards } => {
+                if self.slots.is_empty() {
+                    self.slots = shards.iter().copied().map(ShardId).collect();
+                }
+            }
         }
+    }
+
+    /// Decides where the slots are, unless that was decided before.
+    pub fn decide_slots(&self, shard_count: u16) -> Option<CatalogChange> {
+        let shards = (0..SLOT_COUNT).map(|slot| (slot % usize::from(shard_count.max(1))) as u16).collect();
+        self.slots.is_empty().then_some(CatalogChange::SlotsPlaced { shards })
+    }
+
+    /// By slot: its shard; empty until placed.
+    pub fn slots(&self) -> &[ShardId] {
+        &self.slots
+    }
+
+    /// The shard that coordinates the group or transaction of that name.
+    pub fn coordinator(&self, id: &str) -> ShardId {
+        self.slots.get(slot(id)).copied().unwrap_or(ShardId(0))
     }
 
     /// Part of a topic, from a checkpoint: creates it, or overrides what is known of it.

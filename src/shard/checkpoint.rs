@@ -6,7 +6,7 @@
 
 use ringmain_wire::{PartitionId, TopicId};
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, CatalogChange};
 use super::partition::{Partition, PartitionTable};
 use super::state_record::{BatchPiece, OffsetPiece, PartitionPiece, ProducerPiece, StateRecord, TopicPiece};
 
@@ -65,8 +65,12 @@ fn numbers(source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
         return (Vec::new(), Cursor::Partitions { from: PartitionId(0) });
     };
     let (next_topic, next_partition) = catalog.next_numbers();
-    let records =
+    let mut records =
         vec![StateRecord::CatalogNumbers { next_topic, next_partition }, StateRecord::ProducerIds { end: source.producer_ids_end }];
+    if !catalog.slots().is_empty() {
+        let shards = catalog.slots().iter().map(|shard| shard.0).collect();
+        records.push(StateRecord::Catalog(CatalogChange::SlotsPlaced { shards }));
+    }
     (records, Cursor::Topics { from: TopicId(0), index: 0 })
 }
 

@@ -216,6 +216,8 @@ pub struct Shard {
 
     /// Shard 0: every decided change, durable or not.
     catalog: Catalog,
+    /// Decided at this start and not in the log yet.
+    slots_unlogged: Option<CatalogChange>,
     catalog_pending: HashMap<u64, (Origin, Reply)>,
     next_change_id: u64,
     /// Shard 0: next id to give away, end of the durable block, end of the logged block.
@@ -255,6 +257,11 @@ impl Shard {
             return Err(OpenError::State { message: format!("shard {}: {error}", config.shard) });
         }
         recovery.finish();
+        // The first thing that the first pump logs.
+        let slots = if config.is_catalog { recovery.catalog.decide_slots(config.shard_count) } else { None };
+        if let Some(slots) = &slots {
+            recovery.catalog.apply(slots);
+        }
         let mut shard = Shard::new(config, opened.log, recovery, now);
         for id in shard.partitions.ids() {
             let start = shard.partitions.get(id).map_or(Offset(0), |partition| partition.log_start);
@@ -262,6 +269,7 @@ impl Shard {
                 shard.log.truncate_before(id, start);
             }
         }
+        shard.slots_unlogged = slots;
         let live_files = shard.log.live_files();
         Ok(Opened { shard, report: opened.report, live_files })
     }
@@ -300,6 +308,7 @@ impl Shard {
             reads_done: VecDeque::new(),
             woken: Vec::new(),
             catalog: recovery.catalog,
+            slots_unlogged: None,
             catalog_pending: HashMap::new(),
             next_change_id: 0,
             producer_id_next: recovery.producer_ids_end,
@@ -329,6 +338,14 @@ impl Shard {
                 self.read_offset(origin, consumer, *partition);
                 Ok(())
             }
+            Request::Group(_) => {
+                self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "groups are not served yet"));
+                Ok(())
+            }
+            Request::ShardGroups => {
+                self.reply(origin, Reply::Groups(Vec::new()));
+                Ok(())
+            }
             Request::InitProducer => self.init_producer(origin, now),
             Request::CreateTopic(create) => self.create_topic(origin, create, now),
             Request::AlterTopic(alter) => self.alter_topic(origin, alter, now),
@@ -343,7 +360,11 @@ impl Shard {
                 self.reply(origin, Reply::ShardStats(Box::new(stats)));
                 Ok(())
             }
-            Request::Metadata { .. } | Request::DescribeTopic { .. } | Request::Stats => {
+            Request::Metadata { .. }
+            | Request::DescribeTopic { .. }
+            | Request::Stats
+            | Request::ListGroups
+            | Request::Coordinators { .. } => {
                 self.fail(origin, Failure::new(ErrorCode::Internal, "a request for the router came to a shard"));
                 Ok(())
             }

@@ -1,7 +1,7 @@
 //! Appending a batch: look up, judge, append, remember who waits for which commit group.
 
 use ringmain_wire::control::Durability;
-use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId};
+use ringmain_wire::{ErrorCode, Format, Frame, Offset, PartitionId, ProducerId};
 
 use super::partition::{NONE, RESERVED_AHEAD};
 use super::producer_state::{Batch, ProducerTable, Verdict};
@@ -26,10 +26,11 @@ impl Shard {
             self.fail(origin, ErrorCode::UnknownPartition.into());
             return Ok(());
         };
-        if frame.len_bytes() > partition.config.max_message_bytes as usize {
+        // A batch of another protocol is measured as its sender does: without the header around it.
+        let measured_bytes = if header.format == Format::Native as u8 { frame.len_bytes() } else { frame.body().len() };
+        if measured_bytes > partition.config.max_message_bytes as usize {
             let message = format!(
-                "a batch of {} bytes; max.message.bytes of the topic is {}",
-                frame.len_bytes(),
+                "a batch of {measured_bytes} bytes; max.message.bytes of the topic is {}",
                 partition.config.max_message_bytes
             );
             self.fail(origin, Failure::new(ErrorCode::MessageTooLarge, message));

@@ -41,6 +41,7 @@ impl Shard {
                     self.drop_partition(PartitionId(place.partition));
                 }
             }
+            CatalogChange::SlotsPlaced { .. } => {}
         }
     }
 
@@ -91,7 +92,7 @@ impl Shard {
         };
         let StateRecord::Catalog(change) = record else { return Ok(()) };
         self.catalog.apply(&change);
-        let answer = match self.catalog.topic_by_id(change.topic()) {
+        let answer = match change.topic().and_then(|topic| self.catalog.topic_by_id(topic)) {
             Some(topic) => Reply::Topic(Box::new(topic.info())),
             None => Reply::Deleted,
         };

@@ -80,6 +80,30 @@ codes! {
     InvalidBatch = 24, false, "the batch's records do not match its header";
     /// Authentication is required or failed.
     Unauthenticated = 25, false, "authentication failed";
+    /// A group's name is empty or longer than 255 bytes.
+    InvalidGroup = 26, false, "a group's name has 1 to 255 bytes";
+    /// No group of that name.
+    GroupNotFound = 27, false, "no such group";
+    /// Only an empty group can be deleted.
+    GroupNotEmpty = 28, false, "the group has members; stop them first";
+    /// The group has as many members as it may.
+    GroupFull = 29, false, "the group has as many members as it may";
+    /// The member isn't in the group (any more).
+    UnknownMember = 30, false, "the group does not know this member; join again without a member id";
+    /// The generation isn't the group's.
+    IllegalGeneration = 31, false, "the group is in another generation; join again";
+    /// The group waits for its members to join the next generation.
+    RebalanceInProgress = 32, true, "the group is rebalancing; join again";
+    /// Another member uses this static instance id.
+    FencedInstance = 33, false, "another member has taken over this instance id";
+    /// The member has no protocol, or none that the others know.
+    InconsistentProtocol = 34, false, "the member's protocols don't match those of the group";
+    /// Session timeout out of its bounds.
+    InvalidSessionTimeout = 35, false, "the session timeout is out of its bounds";
+    /// The metadata of an offset is longer than 4,096 bytes.
+    OffsetMetadataTooLarge = 36, false, "the metadata of an offset has at most 4096 bytes";
+    /// A transaction that commits this offset is still undecided.
+    UnstableOffset = 37, true, "a transaction that commits this offset is not decided yet; retry";
 }
 
 impl fmt::Display for ErrorCode {

@@ -42,8 +42,8 @@ pub fn reply(op: u16, correlation: u64, reply: Reply, moved: bool, out: &mut Out
         Reply::Description(description) => open(op, reply_flags, correlation, &*description, out),
         Reply::Stats(stats) => open(op, reply_flags, correlation, &*stats, out),
         Reply::Failed(failure) => error(op, reply_flags, correlation, &failure, out),
-        // Parts of other answers: the router gathers them, no peer asks for them.
-        Reply::PartitionStates(_) | Reply::ShardStats(_) => {
+        // Parts of other answers, or answers to what this door doesn't ask.
+        Reply::PartitionStates(_) | Reply::ShardStats(_) | Reply::Group(_) | Reply::Groups(_) | Reply::Coordinators(_) => {
             let failure = Failure::new(ErrorCode::Internal, "an answer between shards came to a connection");
             error(op, reply_flags, correlation, &failure, out);
         }

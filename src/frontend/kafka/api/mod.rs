@@ -1,7 +1,9 @@
 //! One file per API: what the client wants → requests to shards → what the client is told.
 
 mod api_versions;
+mod init_producer_id;
 mod metadata;
+mod produce;
 
 use std::net::IpAddr;
 
@@ -9,7 +11,7 @@ use kafka_protocol::messages::ApiKey;
 use kafka_protocol::protocol::{Encodable, StrBytes};
 
 use super::decode::{Request, RequestHeader};
-use super::{KafkaConfig, errors};
+use super::KafkaConfig;
 use crate::frontend::View;
 use crate::request::{Reply, Request as ShardRequest};
 use crate::router::letter::OwnedRequest;
@@ -33,8 +35,11 @@ const fn served(key: ApiKey, from: i16, to: i16) -> Served {
 
 /// Everything that is served: what isn't here isn't advertised, and a request for it closes the connection.
 pub const SERVED: &[Served] = &[
+    // Version 0 is in the list, though nothing before 3 is served: librdkafka up to 2.11 compresses nothing if it isn't.
+    Served { key: ApiKey::Produce, advertised_from: 0, from: 3, to: 11 },
     served(ApiKey::Metadata, 0, 12),
     served(ApiKey::ApiVersions, 0, 4),
+    served(ApiKey::InitProducerId, 0, 4),
 ];
 
 /// A request of a client, from its decoding to its response.
@@ -114,6 +119,8 @@ pub fn open(header: &RequestHeader<'_>, body: &[u8], context: &Context<'_>) -> R
     }
     let call: Box<dyn Call> = match key {
         ApiKey::ApiVersions => Box::new(api_versions::ApiVersions::open(decode(body, version)?)),
+        ApiKey::Produce => Box::new(produce::Produce::open(body, version)?),
+        ApiKey::InitProducerId => Box::new(init_producer_id::InitProducerId::open(&decode(body, version)?)),
         ApiKey::Metadata => Box::new(metadata::Metadata::open(&decode(body, version)?, version, context)),
         _ => return Err(format!("API {number} is not served")),
     };

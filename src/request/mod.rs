@@ -1,8 +1,14 @@
 //! The one vocabulary between doors and shards. Kafka's words stop at `frontend::kafka`, AMQP's at
-//! `frontend::amqp`; what travels from a frontend through the router to a shard, and back, is in this file.
+//! `frontend::amqp`; what travels from a frontend through the router to a shard, and back, is in this folder.
+
+pub mod group;
+
+use std::sync::Arc;
 
 use ringmain_wire::control::{AlterTopic, CreateTopic, Durability, PartitionState, ShardStats, StatsReply, TopicDescription, TopicInfo};
-use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId};
+use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
+
+use group::{GroupListing, GroupReply, GroupRequest};
 
 /// Two clocks, read once per turn of a core thread and passed down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,7 +41,15 @@ pub enum Request<'a> {
     Fetch(Fetch),
     /// Offset by time; `ringmain_wire::control::{LATEST, EARLIEST}` for the ends.
     ListOffset { partition: PartitionId, timestamp_ms: i64 },
-    /// Remember a consumer's position.
+    /// About one consumer group. Served by the shard of the group's slot.
+    Group(Arc<GroupRequest>),
+    /// Router: gathered from every shard.
+    ListGroups,
+    /// From the router to one shard, for `ListGroups`.
+    ShardGroups,
+    /// Answered by the router: which shards coordinate the groups or transactions of these ids.
+    Coordinators { ids: Vec<String> },
+    /// Remember a consumer's position: a group without members.
     CommitOffset { consumer: &'a str, partition: PartitionId, offset: Offset, metadata: &'a str },
     /// Read it back.
     ReadOffset { consumer: &'a str, partition: PartitionId },
@@ -98,6 +112,12 @@ pub enum Reply {
     Committed,
     /// `None` = nothing committed.
     ConsumerOffset { offset: Option<Offset>, metadata: String },
+    /// For `Group`.
+    Group(Box<GroupReply>),
+    /// For `ListGroups` and `ShardGroups`, in order of name.
+    Groups(Vec<GroupListing>),
+    /// For `Coordinators`, in the order asked.
+    Coordinators(Vec<ShardId>),
     /// A new idempotent producer.
     Producer { producer_id: ProducerId, producer_epoch: u16 },
     /// Created, altered: durable, and known on every core.
