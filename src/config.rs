@@ -376,11 +376,9 @@ impl Loaded {
 
     /// What holds between knobs.
     fn check(&self) -> Result<(), ConfigError> {
-        for (key, listen) in [
-            ("native.listen", self.config.native),
-            ("kafka.listen", self.config.kafka),
-            ("admin.listen", self.config.admin),
-        ] {
+        for (key, listen) in
+            [("native.listen", self.config.native), ("kafka.listen", self.config.kafka), ("admin.listen", self.config.admin)]
+        {
             if let Listen::Addr(address) = listen
                 && !is_loopback(address.ip())
                 && !self.config.insecure

@@ -531,8 +531,7 @@ fn open_kafka_doors(
                 StartError::Bind(BindError { flag: "--kafka-shard-base", address, error })
             })?,
         };
-        let listener =
-            listener::bind("--kafka-shard-base", SocketAddr::new(address.ip(), port), waiting).map_err(StartError::Bind)?;
+        let listener = listener::bind("--kafka-shard-base", SocketAddr::new(address.ip(), port), waiting).map_err(StartError::Bind)?;
         ports.push(address_of(&listener)?.port());
         doors.listeners[usize::from(*core)].push((Door::Kafka, listener));
     }

@@ -2,6 +2,7 @@
 //! `frontend::amqp`; what travels from a frontend through the router to a shard, and back, is in this folder.
 
 pub mod group;
+pub mod transaction;
 
 use std::sync::Arc;
 
@@ -9,6 +10,9 @@ use ringmain_wire::control::{AlterTopic, CreateTopic, Durability, PartitionState
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
 use group::{GroupListing, GroupReply, GroupRequest};
+use transaction::{
+    AbortedTransaction, ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
+};
 
 /// Two clocks, read once per turn of a core thread and passed down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,8 +43,18 @@ pub enum Request<'a> {
     Produce { frame: Frame<'a> },
     /// Read from one partition.
     Fetch(Fetch),
+    /// Answered when a shard has more for a reader of several partitions, or when it has waited long enough. One at a time
+    /// per connection and shard: the next one ends the last.
+    Watch(Arc<Watch>),
     /// Offset by time; `ringmain_wire::control::{LATEST, EARLIEST}` for the ends.
-    ListOffset { partition: PartitionId, timestamp_ms: i64 },
+    ListOffset {
+        /// Where.
+        partition: PartitionId,
+        /// At least so young.
+        timestamp_ms: i64,
+        /// The end is that of what committed-only readers see.
+        committed_only: bool,
+    },
     /// About one consumer group. Served by the shard of the group's slot.
     Group(Arc<GroupRequest>),
     /// Router: gathered from every shard.
@@ -49,6 +63,18 @@ pub enum Request<'a> {
     ShardGroups,
     /// Answered by the router: which shards coordinate the groups or transactions of these ids.
     Coordinators { ids: Vec<String> },
+    /// About the transactions of one id. Served by the shard of the id's slot.
+    Transaction(Arc<TransactionRequest>),
+    /// Router: gathered from every shard.
+    ListTransactions,
+    /// From the router to one shard, for `ListTransactions`.
+    ShardTransactions,
+    /// Who has written to a partition.
+    DescribeProducers { partition: PartitionId },
+    /// From one shard to another.
+    CheckTransaction(TransactionCheck),
+    /// From one shard to another.
+    EndTransaction(TransactionMarker),
     /// Remember a consumer's position: a group without members.
     CommitOffset { consumer: &'a str, partition: PartitionId, offset: Offset, metadata: &'a str },
     /// Read it back.
@@ -86,6 +112,23 @@ pub struct Fetch {
     pub max_bytes: u32,
     /// … or after this time.
     pub max_wait_ms: u32,
+    /// Nothing of a transaction that is still open; and say which were aborted.
+    pub committed_only: bool,
+}
+
+/// Waits for records in any of several partitions of one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// Theirs.
+    pub shard: ShardId,
+    /// Each with the end that the reader has seen.
+    pub partitions: Vec<(PartitionId, Offset)>,
+    /// So much more is wanted.
+    pub missing_bytes: u32,
+    /// At most this long.
+    pub max_wait_ms: u32,
+    /// The ends are those of what committed-only readers see.
+    pub committed_only: bool,
 }
 
 /// A place in a shard's log.
@@ -106,6 +149,8 @@ pub enum Reply {
     Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool },
     /// Frames, whole.
     Fetched { head: Fetched, data: FetchData },
+    /// For `Watch`. Else the time is up.
+    Watched { is_due: bool },
     /// `found` = a record that young exists.
     Offset { offset: Offset, timestamp_ms: i64, found: bool },
     /// Durable.
@@ -118,6 +163,12 @@ pub enum Reply {
     Groups(Vec<GroupListing>),
     /// For `Coordinators`, in the order asked.
     Coordinators(Vec<ShardId>),
+    /// For `Transaction`, `CheckTransaction` and `EndTransaction`.
+    Transaction(Box<TransactionReply>),
+    /// For `ListTransactions` and `ShardTransactions`, in order of id.
+    Transactions(Vec<TransactionListing>),
+    /// For `DescribeProducers`, in order of id.
+    Producers(Vec<ProducerDescription>),
     /// A new idempotent producer.
     Producer { producer_id: ProducerId, producer_epoch: u16 },
     /// Created, altered: durable, and known on every core.
@@ -139,18 +190,22 @@ pub enum Reply {
 }
 
 /// Head of a fetch reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetched {
     /// As asked.
     pub partition: PartitionId,
     /// First offset that isn't readable yet.
     pub high_watermark: Offset,
+    /// First offset that a committed-only reader can't have yet.
+    pub last_stable: Offset,
     /// First offset still stored.
     pub log_start: Offset,
     /// Where the next fetch goes on.
     pub next_offset: Offset,
     /// Bytes of frames that follow.
     pub bytes: u32,
+    /// For a committed-only reader: aborted transactions that reach into these frames, in order of their ends.
+    pub aborted: Box<[AbortedTransaction]>,
 }
 
 /// The frames of a fetch reply.
@@ -192,9 +247,11 @@ impl Request<'_> {
         match self {
             Request::Produce { frame } => Some(frame.partition()),
             Request::Fetch(fetch) => Some(fetch.partition),
-            Request::ListOffset { partition, .. } | Request::CommitOffset { partition, .. } | Request::ReadOffset { partition, .. } => {
-                Some(*partition)
-            }
+            Request::ListOffset { partition, .. }
+            | Request::CommitOffset { partition, .. }
+            | Request::ReadOffset { partition, .. }
+            | Request::DescribeProducers { partition } => Some(*partition),
+            Request::EndTransaction(marker) => Some(marker.partition),
             _ => None,
         }
     }

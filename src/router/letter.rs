@@ -8,7 +8,10 @@ use ringmain_wire::control::{AlterTopic, CreateTopic, PartitionState, ShardStats
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
 use crate::request::group::{GroupListing, GroupReply, GroupRequest};
-use crate::request::{Failure, Fetch, FetchData, Fetched, Origin, Reply, Request};
+use crate::request::transaction::{
+    ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
+};
+use crate::request::{Failure, Fetch, FetchData, Fetched, Origin, Reply, Request, Watch};
 use crate::shard::CatalogChange;
 
 /// From one core to another.
@@ -41,7 +44,9 @@ pub enum OwnedRequest {
     /// As in [`Request`].
     Fetch(Fetch),
     /// As in [`Request`].
-    ListOffset { partition: PartitionId, timestamp_ms: i64 },
+    Watch(Arc<Watch>),
+    /// As in [`Request`].
+    ListOffset { partition: PartitionId, timestamp_ms: i64, committed_only: bool },
     /// As in [`Request`].
     CommitOffset { consumer: String, partition: PartitionId, offset: Offset, metadata: String },
     /// As in [`Request`].
@@ -72,6 +77,18 @@ pub enum OwnedRequest {
     ListGroups,
     /// As in [`Request`]; for this core's router.
     Coordinators { ids: Vec<String> },
+    /// As in [`Request`].
+    Transaction(Arc<TransactionRequest>),
+    /// As in [`Request`].
+    ShardTransactions,
+    /// As in [`Request`].
+    DescribeProducers { partition: PartitionId },
+    /// As in [`Request`].
+    CheckTransaction(TransactionCheck),
+    /// As in [`Request`].
+    EndTransaction(TransactionMarker),
+    /// As in [`Request`]; for this core's router.
+    ListTransactions,
 }
 
 impl OwnedRequest {
@@ -80,8 +97,9 @@ impl OwnedRequest {
         match request {
             Request::Produce { frame } => OwnedRequest::Produce { frame: frame.to_vec() },
             Request::Fetch(fetch) => OwnedRequest::Fetch(*fetch),
-            Request::ListOffset { partition, timestamp_ms } => {
-                OwnedRequest::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms }
+            Request::Watch(watch) => OwnedRequest::Watch(watch.clone()),
+            Request::ListOffset { partition, timestamp_ms, committed_only } => {
+                OwnedRequest::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms, committed_only: *committed_only }
             }
             Request::CommitOffset { consumer, partition, offset, metadata } => OwnedRequest::CommitOffset {
                 consumer: (*consumer).into(),
@@ -103,6 +121,12 @@ impl OwnedRequest {
             Request::Stats => OwnedRequest::Stats,
             Request::ListGroups => OwnedRequest::ListGroups,
             Request::Coordinators { ids } => OwnedRequest::Coordinators { ids: ids.clone() },
+            Request::Transaction(request) => OwnedRequest::Transaction(request.clone()),
+            Request::ShardTransactions => OwnedRequest::ShardTransactions,
+            Request::DescribeProducers { partition } => OwnedRequest::DescribeProducers { partition: *partition },
+            Request::CheckTransaction(check) => OwnedRequest::CheckTransaction(*check),
+            Request::EndTransaction(marker) => OwnedRequest::EndTransaction(*marker),
+            Request::ListTransactions => OwnedRequest::ListTransactions,
         }
     }
 
@@ -114,8 +138,9 @@ impl OwnedRequest {
         match self {
             OwnedRequest::Produce { frame } => Request::Produce { frame: Frame::parse(frame).expect("a copy of a parsed frame") },
             OwnedRequest::Fetch(fetch) => Request::Fetch(*fetch),
-            OwnedRequest::ListOffset { partition, timestamp_ms } => {
-                Request::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms }
+            OwnedRequest::Watch(watch) => Request::Watch(watch.clone()),
+            OwnedRequest::ListOffset { partition, timestamp_ms, committed_only } => {
+                Request::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms, committed_only: *committed_only }
             }
             OwnedRequest::CommitOffset { consumer, partition, offset, metadata } => {
                 Request::CommitOffset { consumer, partition: *partition, offset: *offset, metadata }
@@ -134,6 +159,12 @@ impl OwnedRequest {
             OwnedRequest::ShardGroups => Request::ShardGroups,
             OwnedRequest::ListGroups => Request::ListGroups,
             OwnedRequest::Coordinators { ids } => Request::Coordinators { ids: ids.clone() },
+            OwnedRequest::Transaction(request) => Request::Transaction(request.clone()),
+            OwnedRequest::ShardTransactions => Request::ShardTransactions,
+            OwnedRequest::DescribeProducers { partition } => Request::DescribeProducers { partition: *partition },
+            OwnedRequest::CheckTransaction(check) => Request::CheckTransaction(*check),
+            OwnedRequest::EndTransaction(marker) => Request::EndTransaction(*marker),
+            OwnedRequest::ListTransactions => Request::ListTransactions,
         }
     }
 }
@@ -145,6 +176,8 @@ pub enum OwnedReply {
     Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool },
     /// The frames as a copy.
     Fetched { head: Box<Fetched>, frames: Vec<u8> },
+    /// As in [`Reply`].
+    Watched { is_due: bool },
     /// As in [`Reply`].
     Offset { offset: Offset, timestamp_ms: i64, found: bool },
     /// As in [`Reply`].
@@ -166,6 +199,12 @@ pub enum OwnedReply {
     /// As in [`Reply`].
     Groups(Vec<GroupListing>),
     /// As in [`Reply`].
+    Transaction(Box<TransactionReply>),
+    /// As in [`Reply`].
+    Transactions(Vec<TransactionListing>),
+    /// As in [`Reply`].
+    Producers(Vec<ProducerDescription>),
+    /// As in [`Reply`].
     Failed(Failure),
 }
 
@@ -179,6 +218,7 @@ impl OwnedReply {
                 None => OwnedReply::Failed(ErrorCode::Overloaded.into()),
             },
             Reply::Offset { offset, timestamp_ms, found } => OwnedReply::Offset { offset, timestamp_ms, found },
+            Reply::Watched { is_due } => OwnedReply::Watched { is_due },
             Reply::Committed => OwnedReply::Committed,
             Reply::ConsumerOffset { offset, metadata } => OwnedReply::ConsumerOffset { offset, metadata },
             Reply::Producer { producer_id, producer_epoch } => OwnedReply::Producer { producer_id, producer_epoch },
@@ -188,6 +228,9 @@ impl OwnedReply {
             Reply::ShardStats(stats) => OwnedReply::ShardStats(stats),
             Reply::Group(reply) => OwnedReply::Group(reply),
             Reply::Groups(groups) => OwnedReply::Groups(groups),
+            Reply::Transaction(reply) => OwnedReply::Transaction(reply),
+            Reply::Transactions(transactions) => OwnedReply::Transactions(transactions),
+            Reply::Producers(producers) => OwnedReply::Producers(producers),
             Reply::Failed(failure) => OwnedReply::Failed(failure),
             Reply::Metadata { .. } | Reply::Description(_) | Reply::Stats(_) | Reply::Coordinators(_) => {
                 OwnedReply::Failed(Failure::new(ErrorCode::Internal, "a shard gave an answer that only a router gives"))
@@ -201,6 +244,7 @@ impl OwnedReply {
             OwnedReply::Produced { base_offset, append_time_ms, duplicate } => Reply::Produced { base_offset, append_time_ms, duplicate },
             OwnedReply::Fetched { head, frames } => Reply::Fetched { head: *head, data: FetchData::Owned(frames) },
             OwnedReply::Offset { offset, timestamp_ms, found } => Reply::Offset { offset, timestamp_ms, found },
+            OwnedReply::Watched { is_due } => Reply::Watched { is_due },
             OwnedReply::Committed => Reply::Committed,
             OwnedReply::ConsumerOffset { offset, metadata } => Reply::ConsumerOffset { offset, metadata },
             OwnedReply::Producer { producer_id, producer_epoch } => Reply::Producer { producer_id, producer_epoch },
@@ -210,6 +254,9 @@ impl OwnedReply {
             OwnedReply::ShardStats(stats) => Reply::ShardStats(stats),
             OwnedReply::Group(reply) => Reply::Group(reply),
             OwnedReply::Groups(groups) => Reply::Groups(groups),
+            OwnedReply::Transaction(reply) => Reply::Transaction(reply),
+            OwnedReply::Transactions(transactions) => Reply::Transactions(transactions),
+            OwnedReply::Producers(producers) => Reply::Producers(producers),
             OwnedReply::Failed(failure) => Reply::Failed(failure),
         }
     }

@@ -19,8 +19,9 @@ use crossbeam_utils::CachePadded;
 use ringmain_wire::control::{PartitionState, ShardStats, StatsReply, TopicDescription, TopicInfo};
 use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
-use crate::request::group::{GroupAction, GroupListing};
-use crate::request::{Failure, Fetch, Now, Origin, Reply, Request};
+use crate::request::group::{Commit, GroupAction, GroupListing};
+use crate::request::transaction::{TransactionAction, TransactionListing};
+use crate::request::{Failure, Fetch, Now, Origin, Reply, Request, Watch};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
 use letter::{Answer, OwnedReply, OwnedRequest, Question};
 use mailbox::Mailboxes;
@@ -113,6 +114,7 @@ enum Gathered {
     Stats(Vec<ShardStats>),
     Description(TopicInfo, Vec<PartitionState>),
     Groups(Vec<GroupListing>),
+    Transactions(Vec<TransactionListing>),
 }
 
 impl Router {
@@ -187,6 +189,13 @@ impl Router {
                 self.catalog.coordinator(&asked.group)
             }
             Request::ListGroups => return self.gather_groups(origin, now),
+            Request::Transaction(asked) => {
+                if let Some(partition) = self.unknown_partition_of_transaction(&asked.action) {
+                    return Ok(Some(unknown_partition(partition)));
+                }
+                self.catalog.coordinator(&asked.transactional_id)
+            }
+            Request::ListTransactions => return self.gather_transactions(origin, now),
             Request::Coordinators { ids } => {
                 return Ok(Some(Reply::Coordinators(ids.iter().map(|id| self.catalog.coordinator(id)).collect())));
             }
@@ -194,19 +203,26 @@ impl Router {
             | Request::Fetch(_)
             | Request::ListOffset { .. }
             | Request::CommitOffset { .. }
-            | Request::ReadOffset { .. } => {
+            | Request::ReadOffset { .. }
+            | Request::DescribeProducers { .. } => {
                 let partition = request.partition().unwrap_or(PartitionId::STATE);
                 match self.catalog.partition(partition) {
                     Some(entry) => entry.shard,
                     None => return Ok(Some(unknown_partition(partition))),
                 }
             }
+            Request::Watch(watch) => watch.shard,
             Request::InitProducer | Request::CreateTopic(_) | Request::AlterTopic(_) | Request::DeleteTopic { .. } => ShardId(0),
             Request::Metadata { topics } => return Ok(Some(self.metadata(topics.as_deref()))),
             Request::DescribeTopic { name } => return self.describe(origin, name, now),
             Request::Stats => return self.gather_stats(origin, now),
-            Request::PartitionStates { .. } | Request::ShardStats | Request::ShardGroups => {
-                return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnsupportedOp, "only a router asks this"))));
+            Request::PartitionStates { .. }
+            | Request::ShardStats
+            | Request::ShardGroups
+            | Request::ShardTransactions
+            | Request::CheckTransaction(_)
+            | Request::EndTransaction(_) => {
+                return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnsupportedOp, "only the broker's own parts ask this"))));
             }
         };
         self.send(shard, origin, request, now).map(|()| None)
@@ -295,6 +311,11 @@ impl Router {
                 }
                 let (max_bytes, min_bytes) = (fetch.max_bytes.min(FETCH_AWAY_BYTES), fetch.min_bytes.min(FETCH_AWAY_BYTES));
                 OwnedRequest::Fetch(Fetch { max_wait_ms: fetch.max_wait_ms.min(limit_ms), min_bytes, max_bytes, ..*fetch })
+            }
+            Request::Watch(watch) => {
+                let limit_ms = if away.len() < WAITING_AWAY_MAX { WAIT_AWAY_MAX_MS } else { WAIT_SHORT_MS };
+                away.insert(origin);
+                OwnedRequest::Watch(Arc::new(Watch { max_wait_ms: watch.max_wait_ms.min(limit_ms), ..Watch::clone(watch) }))
             }
             // A copy is made even if the ring turns out to be full; that is rare, and the connection then stops reading.
             request => OwnedRequest::copy(request),
@@ -401,16 +422,40 @@ impl Router {
     }
 
     fn gather_groups(&mut self, origin: Origin, now: Now) -> Result<Option<Reply>, Busy> {
+        let parts = self.coordinators().into_iter().map(|shard| (shard, Request::ShardGroups)).collect();
+        self.gather(origin, parts, Gathered::Groups(Vec::new()), now)
+    }
+
+    fn gather_transactions(&mut self, origin: Origin, now: Now) -> Result<Option<Reply>, Busy> {
+        let parts = self.coordinators().into_iter().map(|shard| (shard, Request::ShardTransactions)).collect();
+        self.gather(origin, parts, Gathered::Transactions(Vec::new()), now)
+    }
+
+    /// The shards that have slots.
+    fn coordinators(&self) -> Vec<ShardId> {
         let mut shards: Vec<ShardId> = self.catalog.slots().to_vec();
         shards.sort_unstable();
         shards.dedup();
-        let parts = shards.into_iter().map(|shard| (shard, Request::ShardGroups)).collect();
-        self.gather(origin, parts, Gathered::Groups(Vec::new()), now)
+        shards
     }
 
     /// A group's offsets live away from the partitions they are about, so that those exist is checked here.
     fn unknown_partition_of(&self, action: &GroupAction) -> Option<PartitionId> {
         let GroupAction::Commit(commit) = action else { return None };
+        self.unknown_partition_in(commit)
+    }
+
+    fn unknown_partition_of_transaction(&self, action: &TransactionAction) -> Option<PartitionId> {
+        match action {
+            TransactionAction::AddPartitions { partitions, .. } => {
+                partitions.iter().copied().find(|partition| self.catalog.partition(*partition).is_none())
+            }
+            TransactionAction::CommitOffsets { commit, .. } => self.unknown_partition_in(commit),
+            _ => None,
+        }
+    }
+
+    fn unknown_partition_in(&self, commit: &Commit) -> Option<PartitionId> {
         commit.offsets.iter().map(|offset| offset.partition).find(|partition| self.catalog.partition(*partition).is_none())
     }
 
@@ -436,6 +481,7 @@ impl Router {
             }
             (Reply::PartitionStates(states), Gathered::Description(_, all)) => all.extend(states),
             (Reply::Groups(groups), Gathered::Groups(all)) => all.extend(groups),
+            (Reply::Transactions(transactions), Gathered::Transactions(all)) => all.extend(transactions),
             // A shard that can't tell is missing from the answer.
             _ => {}
         }
@@ -446,6 +492,10 @@ impl Router {
             let reply = match result {
                 Gathered::Stats(shards) => Reply::Stats(Box::new(self.stats(shards))),
                 Gathered::Description(info, states) => Reply::Description(Box::new(description(info, states))),
+                Gathered::Transactions(mut transactions) => {
+                    transactions.sort_by(|a, b| a.transactional_id.cmp(&b.transactional_id));
+                    Reply::Transactions(transactions)
+                }
                 Gathered::Groups(mut groups) => {
                     groups.sort_by(|a, b| a.group.cmp(&b.group));
                     Reply::Groups(groups)

@@ -42,7 +42,14 @@ fn origin(request: u64) -> Origin {
 }
 
 fn fetch(partition: u32, max_wait_ms: u32) -> Request<'static> {
-    Request::Fetch(Fetch { partition: PartitionId(partition), from: Default::default(), min_bytes: 1, max_bytes: 1, max_wait_ms })
+    Request::Fetch(Fetch {
+        partition: PartitionId(partition),
+        from: Default::default(),
+        min_bytes: 1,
+        max_bytes: 1,
+        max_wait_ms,
+        committed_only: false,
+    })
 }
 
 #[test]

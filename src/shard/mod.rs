@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `partition` | a partition, and the table that finds it by number |
 //! | `produce`, `ack` | appending, idempotence, offset reservation; who waits for which commit group |
-//! | `read`, `fetch` | fetch, offsets by time; fetches that wait |
+//! | `read`, `fetch`, `watch` | fetch, offsets by time; fetches that wait; readers of many partitions that do |
 //! | `catalog`, `topics` | topics and partitions as a pure state machine; shard 0 decides, all apply |
 //! | `offsets`, `producer_state` | what consumers committed; what idempotent producers sent last |
 //! | `state_record`, `checkpoint`, `recovery` | what goes into the log for the next start, and back |
@@ -36,6 +36,7 @@ mod state_record;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod watch;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -59,6 +60,7 @@ use partition::{NONE, Partition, PartitionTable};
 use read::{FooterWait, ReadFor};
 use recovery::Recovery;
 use state_record::StateRecord;
+use watch::Watches;
 
 /// Bounds of one shard.
 #[derive(Clone, Debug)]
@@ -203,6 +205,7 @@ pub struct Shard {
     events: VecDeque<ShardEvent>,
 
     waits: Waits,
+    watches: Watches,
     /// Requests waiting for a footer; counted against `waiting_fetches_max`.
     footer_waits: Vec<(u64, FooterWait)>,
     /// Fetches waiting for `cold_read_bytes_max`; counted against `waiting_fetches_max`.
@@ -283,6 +286,7 @@ impl Shard {
         }
         Shard {
             waits: Waits::default(),
+            watches: Watches::default(),
             background: Background::new(&config, now),
             config,
             written: log.written(),
@@ -327,7 +331,11 @@ impl Shard {
                 self.fetch_request(origin, *fetch, now);
                 Ok(())
             }
-            Request::ListOffset { partition, timestamp_ms } => {
+            Request::Watch(watch) => {
+                self.watch(origin, watch, now);
+                Ok(())
+            }
+            Request::ListOffset { partition, timestamp_ms, .. } => {
                 self.list_offset(origin, *partition, *timestamp_ms);
                 Ok(())
             }
@@ -340,6 +348,14 @@ impl Shard {
             }
             Request::Group(_) => {
                 self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "groups are not served yet"));
+                Ok(())
+            }
+            Request::Transaction(_) | Request::CheckTransaction(_) | Request::EndTransaction(_) | Request::DescribeProducers { .. } => {
+                self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "transactions are not served yet"));
+                Ok(())
+            }
+            Request::ShardTransactions => {
+                self.reply(origin, Reply::Transactions(Vec::new()));
                 Ok(())
             }
             Request::ShardGroups => {
@@ -364,6 +380,7 @@ impl Shard {
             | Request::DescribeTopic { .. }
             | Request::Stats
             | Request::ListGroups
+            | Request::ListTransactions
             | Request::Coordinators { .. } => {
                 self.fail(origin, Failure::new(ErrorCode::Internal, "a request for the router came to a shard"));
                 Ok(())
@@ -378,6 +395,7 @@ impl Shard {
         while let Some(index) = self.waits.of_connection(core, connection, generation) {
             self.take_wait(index);
         }
+        self.watches.cancel(core, connection, generation);
         let is_gone = |origin: &Origin| (origin.core, origin.connection, origin.generation) == (core, connection, generation);
         self.cold_waits.retain(|wait| !is_gone(&wait.origin));
         self.footer_waits.retain(|(_, wait)| !is_gone(&wait.origin()));
@@ -388,6 +406,9 @@ impl Shard {
         self.take_log_events(now);
         while let Some(index) = self.waits.expired(now.monotonic_us) {
             self.look_again(index, now);
+        }
+        while let Some(origin) = self.watches.expired(now.monotonic_us) {
+            self.reply(origin, Reply::Watched { is_due: false });
         }
         self.background_step(now);
         self.log.pump(now);
@@ -423,7 +444,8 @@ impl Shard {
 
     /// Monotonic time at which [`Shard::pump`] has something to do; `None` = nothing until woken.
     pub fn next_deadline_us(&self) -> Option<u64> {
-        let deadlines = [self.waits.next_deadline_us(), self.background.deadline_us(), self.log.next_deadline_us()];
+        let deadlines =
+            [self.waits.next_deadline_us(), self.watches.next_deadline_us(), self.background.deadline_us(), self.log.next_deadline_us()];
         deadlines.into_iter().flatten().min()
     }
 
@@ -455,6 +477,9 @@ impl Shard {
         self.stopping = true;
         while let Some(index) = self.waits.first() {
             self.look_again(index, now);
+        }
+        while let Some(origin) = self.watches.pop() {
+            self.reply(origin, Reply::Watched { is_due: true });
         }
     }
 
@@ -519,7 +544,7 @@ impl Shard {
         let Some(partition) = self.partitions.get_mut(id) else { return };
         partition.high_watermark = partition.high_watermark.max(end);
         assert!(partition.high_watermark <= partition.next_offset, "partition {id}: readable beyond its end");
-        if partition.waiting != NONE {
+        if partition.waiting != NONE || self.watches.has(id) {
             self.woken.push(id);
         }
     }
@@ -636,7 +661,7 @@ impl Shard {
     }
 
     fn fetches_waiting(&self) -> usize {
-        self.waits.len() + self.footer_waits.len() + self.cold_waits.len()
+        self.waits.len() + self.watches.len() + self.footer_waits.len() + self.cold_waits.len()
     }
 
     fn partition_state(&self, id: PartitionId) -> Option<PartitionState> {

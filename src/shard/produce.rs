@@ -29,10 +29,8 @@ impl Shard {
         // A batch of another protocol is measured as its sender does: without the header around it.
         let measured_bytes = if header.format == Format::Native as u8 { frame.len_bytes() } else { frame.body().len() };
         if measured_bytes > partition.config.max_message_bytes as usize {
-            let message = format!(
-                "a batch of {measured_bytes} bytes; max.message.bytes of the topic is {}",
-                partition.config.max_message_bytes
-            );
+            let message =
+                format!("a batch of {measured_bytes} bytes; max.message.bytes of the topic is {}", partition.config.max_message_bytes);
             self.fail(origin, Failure::new(ErrorCode::MessageTooLarge, message));
             return Ok(());
         }
@@ -97,7 +95,7 @@ impl Shard {
             Durability::Memory if is_reserved => {
                 partition.high_watermark = partition.high_watermark.max(end);
                 self.acks_now.push(0, now.wall_ms, origin, next_offset, false);
-                if partition.waiting != NONE {
+                if partition.waiting != NONE || self.watches.has(id) {
                     self.woken.push(id);
                 }
             }

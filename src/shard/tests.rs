@@ -248,7 +248,7 @@ impl Rig {
     }
 
     fn list(&mut self, partition: u32, timestamp_ms: i64) -> (u64, i64, bool) {
-        match self.ask(&Request::ListOffset { partition: PartitionId(partition), timestamp_ms }) {
+        match self.ask(&Request::ListOffset { partition: PartitionId(partition), timestamp_ms, committed_only: false }) {
             Reply::Offset { offset, timestamp_ms, found } => (offset.0, timestamp_ms, found),
             other => panic!("{other:?}"),
         }
@@ -347,7 +347,7 @@ fn idempotent(partition: u32, producer: i64, epoch: u16, sequence: i32, count: u
 }
 
 fn now_fetch(partition: u32, from: u64) -> Fetch {
-    Fetch { partition: PartitionId(partition), from: Offset(from), min_bytes: 0, max_bytes: 1 << 20, max_wait_ms: 0 }
+    Fetch { partition: PartitionId(partition), from: Offset(from), min_bytes: 0, max_bytes: 1 << 20, max_wait_ms: 0, committed_only: false }
 }
 
 fn long_fetch(partition: u32, from: u64, min_bytes: u32, max_wait_ms: u32) -> Fetch {

@@ -294,7 +294,10 @@ fn taken_port_is_a_start_error_that_names_the_flag() {
 fn foreign_directory_is_refused_and_left_alone() {
     let directory = Directory::new("foreign");
     let precious = directory.file("thesis.tex", b"years of work");
-    let output = ringmain(&["serve", "--native", "127.0.0.1:0", "--admin", "off", "--kafka", "off", "--data", directory.path.to_str().unwrap()], b"");
+    let output = ringmain(
+        &["serve", "--native", "127.0.0.1:0", "--admin", "off", "--kafka", "off", "--data", directory.path.to_str().unwrap()],
+        b"",
+    );
     assert!(!output.status.success());
     assert_eq!(std::fs::read(precious).unwrap(), b"years of work");
     assert_eq!(std::fs::read_dir(&directory.path).unwrap().count(), 1, "{}", String::from_utf8_lossy(&output.stderr));

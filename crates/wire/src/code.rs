@@ -104,6 +104,20 @@ codes! {
     OffsetMetadataTooLarge = 36, false, "the metadata of an offset has at most 4096 bytes";
     /// A transaction that commits this offset is still undecided.
     UnstableOffset = 37, true, "a transaction that commits this offset is not decided yet; retry";
+    /// A newer instance has taken the transactional id over.
+    ProducerFenced = 40, false, "another instance has taken over this transactional id; this one must stop";
+    /// The last step of this transactional id isn't complete.
+    ConcurrentTransactions = 41, true, "the last transaction of this producer is not completed yet; retry";
+    /// Not what can come now.
+    InvalidTransactionState = 42, false, "the transaction is not in a state that allows this";
+    /// Nobody uses this transactional id.
+    TransactionNotFound = 43, false, "no such transactional id";
+    /// The producer id isn't that of the transactional id.
+    ProducerMismatch = 44, false, "the producer id does not belong to this transactional id; initialize again";
+    /// Timeout out of its bounds.
+    InvalidTransactionTimeout = 45, false, "the transaction timeout has 1 to 900000 ms";
+    /// A transactional id is empty or too long.
+    InvalidTransactionalId = 46, false, "a transactional id has 1 to 1024 bytes";
 }
 
 impl fmt::Display for ErrorCode {

@@ -15,8 +15,8 @@
 
 pub mod code;
 pub mod control;
-pub mod envelope;
 pub mod crc;
+pub mod envelope;
 pub mod frame;
 pub mod id;
 pub mod murmur2;

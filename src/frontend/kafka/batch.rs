@@ -143,8 +143,7 @@ pub fn frame(records: &[u8], partition: PartitionId, version: i16) -> Result<Fra
     }
     let is_idempotent = header.producer_id != ProducerId::NONE.0;
     if is_idempotent && (header.producer_id < 0 || header.producer_epoch < 0 || header.base_sequence < 0) {
-        let message =
-            format!("producer id {}, epoch {}, sequence {}", header.producer_id, header.producer_epoch, header.base_sequence);
+        let message = format!("producer id {}, epoch {}, sequence {}", header.producer_id, header.producer_epoch, header.base_sequence);
         return refused(errors::INVALID_RECORD, message);
     }
     let is_transactional = header.attributes & attributes::TRANSACTIONAL != 0;

@@ -15,6 +15,7 @@ mod batch;
 pub mod decode;
 #[allow(dead_code)] // A table is there before all who look into it.
 mod errors;
+mod records;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +39,8 @@ const LENGTH_BYTES: usize = 4;
 const LEAST_REQUEST_BYTES: usize = 8;
 /// Low bits of a request's id: which part of a call it is. The bits above number the calls.
 const PART_BITS: u32 = 32;
+/// Set in the number of a part whose answer isn't needed for the response.
+const ASIDE: u32 = 1 << 31;
 
 /// What every Kafka connection of a broker is told and held to.
 #[derive(Clone, Debug)]
@@ -92,6 +95,14 @@ struct Slot {
     waiting: u32,
 }
 
+impl Slot {
+    /// Numbers what the call asks.
+    fn take_asks(&mut self, number: u64, asked: Vec<(u32, OwnedRequest)>, asks: &mut VecDeque<(u64, OwnedRequest)>) {
+        self.waiting += asked.iter().filter(|(part, _)| part & ASIDE == 0).count() as u32;
+        asks.extend(asked.into_iter().map(|(part, request)| (number << PART_BITS | u64::from(part), request)));
+    }
+}
+
 impl KafkaSession {
     /// A connection on which nothing has come yet. `local`: the broker's side of it.
     pub fn new(config: Rc<KafkaConfig>, local: IpAddr) -> KafkaSession {
@@ -131,11 +142,9 @@ impl KafkaSession {
                 let mut context = Context::new(&self.config, self.local, view);
                 slot.call.begin(&mut context);
                 let asked = context.asks;
-                slot.waiting += asked.len() as u32;
-                let number = self.first_number << PART_BITS;
-                self.asks.extend(asked.into_iter().map(|(part, request)| (number | u64::from(part), request)));
+                slot.take_asks(self.first_number, asked, &mut self.asks);
             }
-            if slot.waiting > 0 || (is_last && self.open_bytes.is_some()) {
+            if slot.waiting > 0 || !slot.call.is_ready() || (is_last && self.open_bytes.is_some()) {
                 return;
             }
             self.respond(view, out);
@@ -187,9 +196,9 @@ impl Session for KafkaSession {
             }
             return Ok(Received::More { needed_bytes: message_bytes });
         };
-        let opened = RequestHeader::read(request)
-            .map_err(|error| error.to_string())
-            .and_then(|(header, body)| api::open(&header, body, &Context::new(&self.config, self.local, view)).map(|opened| (header, opened)));
+        let opened = RequestHeader::read(request).map_err(|error| error.to_string()).and_then(|(header, body)| {
+            api::open(&header, body, &Context::new(&self.config, self.local, view)).map(|opened| (header, opened))
+        });
         let (header, opened) = match opened {
             Ok(opened) => opened,
             Err(message) => return broken(message),
@@ -216,11 +225,14 @@ impl Session for KafkaSession {
         let (number, part) = (id >> PART_BITS, id as u32);
         let mut context = Context::new(&self.config, self.local, view);
         let Some(slot) = number.checked_sub(self.first_number).and_then(|at| self.calls.get_mut(at as usize)) else { return };
-        slot.waiting -= 1;
-        slot.call.answer(part, reply, &mut context);
+        if part & ASIDE == 0 {
+            slot.waiting -= 1;
+            slot.call.answer(part, reply, &mut context);
+        } else {
+            slot.call.answer_aside(part & !ASIDE, reply, &mut context);
+        }
         let asked = context.asks;
-        slot.waiting += asked.len() as u32;
-        self.asks.extend(asked.into_iter().map(|(part, request)| (number << PART_BITS | u64::from(part), request)));
+        slot.take_asks(number, asked, &mut self.asks);
         self.advance(view, out);
     }
 

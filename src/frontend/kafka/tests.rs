@@ -1,5 +1,7 @@
 //! Bytes in, requests and bytes out; no socket, no shard. Requests are encoded and responses decoded by another implementation.
 
+mod data;
+
 use bytes::Bytes;
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse, RequestHeader, TopicName,
@@ -63,7 +65,10 @@ impl Peer {
     /// A request that is answered without asking anybody.
     pub fn call<R: Decodable>(&mut self, key: ApiKey, version: i16, request: &impl Encodable) -> R {
         let bytes = request_bytes(key, version, 77, request);
-        assert!(matches!(self.receive(&bytes), Ok(Received::Handled { consumed_bytes }) if consumed_bytes == bytes.len()), "{key:?} {version}");
+        assert!(
+            matches!(self.receive(&bytes), Ok(Received::Handled { consumed_bytes }) if consumed_bytes == bytes.len()),
+            "{key:?} {version}"
+        );
         self.response(key, version, 77)
     }
 
@@ -150,7 +155,9 @@ fn every_served_version_can_be_decoded() {
 #[test]
 fn impossible_lengths_and_apis_close_the_connection() {
     let start = |length: i32, key: i16| [&length.to_be_bytes()[..], &key.to_be_bytes()].concat();
-    for bytes in [start(-1, 3), start(0, 3), start(7, 3), start(i32::MAX, 3), start(i32::MIN, 3), start(LIMIT_BYTES as i32 + 1, 3), start(100, 999)] {
+    for bytes in
+        [start(-1, 3), start(0, 3), start(7, 3), start(i32::MAX, 3), start(i32::MIN, 3), start(LIMIT_BYTES as i32 + 1, 3), start(100, 999)]
+    {
         assert!(Peer::new().receive(&bytes).is_err(), "{bytes:?}");
     }
     let mut peer = Peer::new();

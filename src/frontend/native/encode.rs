@@ -43,7 +43,15 @@ pub fn reply(op: u16, correlation: u64, reply: Reply, moved: bool, out: &mut Out
         Reply::Stats(stats) => open(op, reply_flags, correlation, &*stats, out),
         Reply::Failed(failure) => error(op, reply_flags, correlation, &failure, out),
         // Parts of other answers, or answers to what this door doesn't ask.
-        Reply::PartitionStates(_) | Reply::ShardStats(_) | Reply::Group(_) | Reply::Groups(_) | Reply::Coordinators(_) => {
+        Reply::Watched { .. }
+        | Reply::PartitionStates(_)
+        | Reply::ShardStats(_)
+        | Reply::Group(_)
+        | Reply::Groups(_)
+        | Reply::Coordinators(_)
+        | Reply::Transaction(_)
+        | Reply::Transactions(_)
+        | Reply::Producers(_) => {
             let failure = Failure::new(ErrorCode::Internal, "an answer between shards came to a connection");
             error(op, reply_flags, correlation, &failure, out);
         }
@@ -81,7 +89,8 @@ fn fetched(reply_flags: u16, correlation: u64, head: &Fetched, data: FetchData, 
         version: CONTROL_VERSION,
         reserved: 0,
         partition: head.partition.0,
-        high_watermark: head.high_watermark.0,
+        // The native door shows committed records only.
+        high_watermark: head.last_stable.0,
         log_start: head.log_start.0,
         next_offset: head.next_offset.0,
     };

@@ -199,6 +199,7 @@ fn parse<'a>(envelope: &Envelope, body: &'a [u8]) -> Result<Request<'a>, Failure
                 min_bytes: fetch.min_bytes,
                 max_bytes: fetch.max_bytes,
                 max_wait_ms: fetch.max_wait_ms,
+                committed_only: true,
             }))
         }
         Op::ListOffsets => {
@@ -209,7 +210,7 @@ fn parse<'a>(envelope: &Envelope, body: &'a [u8]) -> Result<Request<'a>, Failure
                     format!("timestamp {}: ms since 1970, -1 (latest) or -2 (earliest) are allowed", list.timestamp_ms),
                 ));
             }
-            Ok(Request::ListOffset { partition: PartitionId(list.partition), timestamp_ms: list.timestamp_ms })
+            Ok(Request::ListOffset { partition: PartitionId(list.partition), timestamp_ms: list.timestamp_ms, committed_only: true })
         }
         Op::CommitOffset => {
             let commit = access_open::<control::ArchivedCommitOffset>(body)?;

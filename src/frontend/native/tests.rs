@@ -237,7 +237,7 @@ fn requests_arrive_with_what_was_sent() {
         seen.push(match request {
             Request::Produce { frame } => format!("produce {} {}", frame.partition(), frame.header.producer.record_count),
             Request::Fetch(f) => format!("fetch {} {} {} {} {}", f.partition, f.from, f.min_bytes, f.max_bytes, f.max_wait_ms),
-            Request::ListOffset { partition, timestamp_ms } => format!("list {partition} {timestamp_ms}"),
+            Request::ListOffset { partition, timestamp_ms, .. } => format!("list {partition} {timestamp_ms}"),
             Request::CommitOffset { consumer, partition, offset, metadata } => format!("commit {consumer} {partition} {offset} {metadata}"),
             Request::ReadOffset { consumer, partition } => format!("read {consumer} {partition}"),
             Request::Metadata { topics } => format!("metadata {topics:?}"),
@@ -379,10 +379,17 @@ fn produced_reply_written_by_hand_is_the_archive() {
 #[test]
 fn fetched_reply_announces_its_frames_and_leaves_them_where_they_lie() {
     let body = every_request()[1].1.clone();
-    let head =
-        Fetched { partition: PartitionId(3), high_watermark: Offset(20), log_start: Offset(1), next_offset: Offset(15), bytes: 4096 };
+    let head = Fetched {
+        partition: PartitionId(3),
+        high_watermark: Offset(25),
+        last_stable: Offset(20),
+        log_start: Offset(1),
+        next_offset: Offset(15),
+        bytes: 4096,
+        aborted: Box::default(),
+    };
     let extent = Extent { segment: 2, position: 64, len: 4096 };
-    let out = answer(Op::Fetch, &body, Reply::Fetched { head, data: FetchData::Extents(vec![extent]) }, false);
+    let out = answer(Op::Fetch, &body, Reply::Fetched { head: head.clone(), data: FetchData::Extents(vec![extent]) }, false);
     let pieces: Vec<&Piece> = out.pieces.iter().collect();
     let [Piece::Bytes(bytes), Piece::Frames { data: FetchData::Extents(extents), bytes: 4096, .. }] = pieces[..] else {
         panic!("{:?}", out.pieces)

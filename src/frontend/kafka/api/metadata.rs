@@ -78,8 +78,7 @@ impl Call for Metadata {
             None => catalog.topics().map(|topic| found(topic, version, config)).collect(),
             Some(wanted) => wanted.iter().map(|wanted| answer(wanted, version, context)).collect(),
         };
-        let mut response =
-            MetadataResponse::default().with_controller_id(BrokerId(0)).with_brokers(nodes(context)).with_topics(topics);
+        let mut response = MetadataResponse::default().with_controller_id(BrokerId(0)).with_brokers(nodes(context)).with_topics(topics);
         if version >= 2 {
             response.cluster_id = Some(text(cluster_id(config)));
         }
@@ -121,9 +120,8 @@ fn found(topic: &Topic, version: i16, config: &KafkaConfig) -> MetadataResponseT
             .with_isr_nodes(vec![node]);
         if version >= 7 { partition.with_leader_epoch(leader_epoch(place.shard, config)) } else { partition }
     });
-    let answer = MetadataResponseTopic::default()
-        .with_name(Some(TopicName(text(topic.name.to_string()))))
-        .with_partitions(partitions.collect());
+    let answer =
+        MetadataResponseTopic::default().with_name(Some(TopicName(text(topic.name.to_string())))).with_partitions(partitions.collect());
     if version >= 10 { answer.with_topic_id(topic_uuid(topic.topic.0, config)) } else { answer }
 }
 

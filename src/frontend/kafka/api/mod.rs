@@ -1,7 +1,9 @@
 //! One file per API: what the client wants → requests to shards → what the client is told.
 
 mod api_versions;
+mod fetch;
 mod init_producer_id;
+mod list_offsets;
 mod metadata;
 mod produce;
 
@@ -11,7 +13,7 @@ use kafka_protocol::messages::ApiKey;
 use kafka_protocol::protocol::{Encodable, StrBytes};
 
 use super::decode::{Request, RequestHeader};
-use super::KafkaConfig;
+use super::{ASIDE, KafkaConfig};
 use crate::frontend::View;
 use crate::request::{Reply, Request as ShardRequest};
 use crate::router::letter::OwnedRequest;
@@ -37,6 +39,8 @@ const fn served(key: ApiKey, from: i16, to: i16) -> Served {
 pub const SERVED: &[Served] = &[
     // Version 0 is in the list, though nothing before 3 is served: librdkafka up to 2.11 compresses nothing if it isn't.
     Served { key: ApiKey::Produce, advertised_from: 0, from: 3, to: 11 },
+    served(ApiKey::Fetch, 4, 12),
+    served(ApiKey::ListOffsets, 1, 7),
     served(ApiKey::Metadata, 0, 12),
     served(ApiKey::ApiVersions, 0, 4),
     served(ApiKey::InitProducerId, 0, 4),
@@ -56,6 +60,12 @@ pub trait Call {
     fn begin(&mut self, _context: &mut Context<'_>) {}
     /// An answer to the request of that number. More may be asked.
     fn answer(&mut self, _part: u32, _reply: Reply, _context: &mut Context<'_>) {}
+    /// An answer to what was asked aside. More may be asked.
+    fn answer_aside(&mut self, _part: u32, _reply: Reply, _context: &mut Context<'_>) {}
+    /// What was asked aside needn't be waited for.
+    fn is_ready(&self) -> bool {
+        true
+    }
     /// Everything that was asked is answered: the response's body. `Ok(false)` = the client wants none;
     /// `Err` = the connection is to be closed.
     fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String>;
@@ -85,7 +95,13 @@ impl<'a> Context<'a> {
 
     /// Asks a shard or the router; the answer comes with the same number.
     pub fn ask(&mut self, part: u32, request: OwnedRequest) {
+        debug_assert!(part & ASIDE == 0);
         self.asks.push((part, request));
+    }
+
+    /// As `ask`, but the response doesn't wait for the answer: [`Call::is_ready`] decides. It may come when the call is gone.
+    pub fn ask_aside(&mut self, part: u32, request: OwnedRequest) {
+        self.asks.push((part | ASIDE, request));
     }
 }
 
@@ -120,6 +136,8 @@ pub fn open(header: &RequestHeader<'_>, body: &[u8], context: &Context<'_>) -> R
     let call: Box<dyn Call> = match key {
         ApiKey::ApiVersions => Box::new(api_versions::ApiVersions::open(decode(body, version)?)),
         ApiKey::Produce => Box::new(produce::Produce::open(body, version)?),
+        ApiKey::Fetch => Box::new(fetch::Fetch::open(&decode(body, version)?, context)),
+        ApiKey::ListOffsets => Box::new(list_offsets::ListOffsets::open(&decode(body, version)?, version, context)),
         ApiKey::InitProducerId => Box::new(init_producer_id::InitProducerId::open(&decode(body, version)?)),
         ApiKey::Metadata => Box::new(metadata::Metadata::open(&decode(body, version)?, version, context)),
         _ => return Err(format!("API {number} is not served")),

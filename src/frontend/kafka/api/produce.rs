@@ -148,14 +148,12 @@ impl Call for Produce {
                     .with_base_offset(part.base_offset)
                     .with_log_append_time_ms(part.append_time_ms);
                 // A client whose producer state is gone needs to know that nothing was truncated to go on with a new one.
-                let answer = if part.error == errors::UNKNOWN_PRODUCER_ID && version >= 5 { answer.with_log_start_offset(0) } else { answer };
+                let answer =
+                    if part.error == errors::UNKNOWN_PRODUCER_ID && version >= 5 { answer.with_log_start_offset(0) } else { answer };
                 if version >= 8 && part.error != errors::NONE { answer.with_error_message(Some(text(part.message))) } else { answer }
             });
-            TopicProduceResponse::default()
-                .with_name(TopicName(text(topic.name.to_string())))
-                .with_partition_responses(parts.collect())
+            TopicProduceResponse::default().with_name(TopicName(text(topic.name.to_string()))).with_partition_responses(parts.collect())
         });
         encode(&ProduceResponse::default().with_responses(topics.collect()), version, out)
     }
 }
-
