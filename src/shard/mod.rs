@@ -16,6 +16,7 @@
 //! | `read`, `fetch` | fetch, offsets by time; fetches that wait |
 //! | `catalog`, `topics` | topics and partitions as a pure state machine; shard 0 decides, all apply |
 //! | `offsets`, `producer_state` | what consumers committed; what idempotent producers sent last |
+//! | `transaction`, `participant` | transactions: coordinating them, taking part in them |
 //! | `state_record`, `checkpoint`, `recovery` | what goes into the log for the next start, and back |
 //! | `background` | retention, expiry, checkpoints and the stop, in bounded steps |
 
@@ -27,6 +28,7 @@ mod counters;
 mod fetch;
 mod id_table;
 mod offsets;
+mod participant;
 mod partition;
 mod produce;
 mod producer_state;
@@ -36,6 +38,7 @@ mod state_record;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod transaction;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -55,10 +58,12 @@ use ack::{AckQueue, Advances};
 use background::Background;
 use fetch::Waits;
 use offsets::Committed;
+use participant::ParkedBatches;
 use partition::{NONE, Partition, PartitionTable};
 use read::{FooterWait, ReadFor};
 use recovery::Recovery;
 use state_record::StateRecord;
+use transaction::{Asked, Coordinator, Step};
 
 /// Bounds of one shard.
 #[derive(Clone, Debug)]
@@ -77,6 +82,10 @@ pub struct ShardConfig {
     pub producers_per_partition_max: usize,
     /// … and in the whole shard; then a partition's oldest goes, or a new producer gets `Overloaded`.
     pub producers_max: usize,
+    /// Transactions open, or aborted and still stored, over all partitions; then no new ones begin.
+    pub transactions_max: u64,
+    /// Memory of transactional ids; more get `LimitExceeded`.
+    pub transaction_bytes_max: usize,
     /// Memory of consumers' offsets; more get `LimitExceeded`.
     pub consumer_offset_bytes_max: usize,
     /// Waiting fetches; more get `Overloaded`.
@@ -114,6 +123,8 @@ impl ShardConfig {
             partitions_max: catalog::PARTITIONS_LIMIT,
             producers_per_partition_max: 1_000,
             producers_max: 100_000,
+            transactions_max: 1 << 20,
+            transaction_bytes_max: 16 << 20,
             consumer_offset_bytes_max: 16 << 20,
             waiting_fetches_max: 65_536,
             retention_interval_us: 5_000_000,
@@ -127,8 +138,10 @@ impl ShardConfig {
 pub struct Busy;
 
 /// What a shard tells the router.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum ShardEvent {
+    /// A question to whichever shard serves it, this one included. Its answer goes to [`Shard::answered`], once.
+    Ask { ticket: u64, request: Request<'static> },
     /// Shard 0: durable. Give it to every core, apply it to every shard, then call [`Shard::catalog_acknowledged`] with `change_id`.
     CatalogChanged { change_id: u64, change: CatalogChange },
 }
@@ -174,6 +187,8 @@ enum Deferred {
     Commit { origin: Origin, partition: PartitionId, consumer: Box<str>, committed: Committed },
     Catalog { origin: Origin, change: CatalogChange, answer: Reply },
     ProducerIds { end: i64 },
+    Transaction { id: Box<str>, step: Step },
+    Marker { origin: Origin, partition: PartitionId },
     CheckpointEnd,
 }
 
@@ -225,6 +240,14 @@ pub struct Shard {
     producer_ids_end: i64,
     producer_ids_end_logged: i64,
     producer_id_waits: VecDeque<Origin>,
+
+    /// Transactions coordinated here.
+    coordinator: Coordinator,
+    /// Batches that wait for a coordinator.
+    parked: ParkedBatches,
+    /// Questions to other shards.
+    asks: HashMap<u64, Asked>,
+    next_ask: u64,
 
     background: Background,
     counters: Counters,
@@ -279,6 +302,9 @@ impl Shard {
         let mut counters = Counters::default();
         for partition in recovery.partitions.iter() {
             counters.producers += partition.producers.as_ref().map_or(0, |table| table.len() as u64);
+            let (open, aborted) = partition.transactions.as_ref().map_or((0, 0), |transactions| transactions.counts());
+            counters.transactions_open += open as u64;
+            counters.transactions_aborted += aborted as u64;
             counters.consumer_offset_bytes += partition.offsets.as_ref().map_or(0, |offsets| offsets.charged_bytes() as u64);
         }
         Shard {
@@ -315,6 +341,10 @@ impl Shard {
             producer_ids_end: recovery.producer_ids_end,
             producer_ids_end_logged: recovery.producer_ids_end,
             producer_id_waits: VecDeque::new(),
+            coordinator: recovery.coordinator,
+            parked: ParkedBatches::default(),
+            asks: HashMap::new(),
+            next_ask: 0,
             counters,
         }
     }
@@ -327,8 +357,8 @@ impl Shard {
                 self.fetch_request(origin, *fetch, now);
                 Ok(())
             }
-            Request::ListOffset { partition, timestamp_ms, .. } => {
-                self.list_offset(origin, *partition, *timestamp_ms);
+            Request::ListOffset { partition, timestamp_ms, committed_only } => {
+                self.list_offset(origin, *partition, *timestamp_ms, *committed_only);
                 Ok(())
             }
             Request::CommitOffset { consumer, partition, offset, metadata } => {
@@ -342,12 +372,18 @@ impl Shard {
                 self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "groups are not served yet"));
                 Ok(())
             }
-            Request::Transaction(_) | Request::CheckTransaction(_) | Request::EndTransaction(_) | Request::DescribeProducers { .. } => {
-                self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "transactions are not served yet"));
+            Request::Transaction(request) => self.transaction_request(origin, request, now),
+            Request::CheckTransaction(check) => {
+                self.check_transaction(origin, check);
+                Ok(())
+            }
+            Request::EndTransaction(marker) => self.write_marker(origin, *marker, now),
+            Request::DescribeProducers { partition } => {
+                self.describe_producers(origin, *partition);
                 Ok(())
             }
             Request::ShardTransactions => {
-                self.reply(origin, Reply::Transactions(Vec::new()));
+                self.list_transactions(origin);
                 Ok(())
             }
             Request::ShardGroups => {
@@ -398,6 +434,8 @@ impl Shard {
         while let Some(index) = self.waits.expired(now.monotonic_us) {
             self.look_again(index, now);
         }
+        self.retry_parked(now);
+        self.transactions_due(now);
         self.background_step(now);
         self.log.pump(now);
         self.take_log_events(now);
@@ -433,7 +471,9 @@ impl Shard {
     /// Monotonic time at which [`Shard::pump`] has something to do; `None` = nothing until woken.
     pub fn next_deadline_us(&self) -> Option<u64> {
         let deadlines = [self.waits.next_deadline_us(), self.background.deadline_us(), self.log.next_deadline_us()];
-        deadlines.into_iter().flatten().min()
+        let is_writable = self.fault.is_none() && !self.stopping;
+        let transactions = if is_writable { [self.coordinator.deadline_us(), self.parked.deadline_us()] } else { [None; 2] };
+        deadlines.into_iter().chain(transactions).flatten().min()
     }
 
     /// Background work wants another pump soon, after everything else had its turn.
@@ -462,6 +502,7 @@ impl Shard {
     /// durable and is acknowledged, a checkpoint is written, the log is sealed. Goes on with every pump.
     pub fn stop(&mut self, now: Now) {
         self.stopping = true;
+        self.fail_transactions(&ErrorCode::ShuttingDown.into());
         while let Some(index) = self.waits.first() {
             self.look_again(index, now);
         }
@@ -556,6 +597,8 @@ impl Shard {
                 self.events.push_back(ShardEvent::CatalogChanged { change_id: self.next_change_id, change });
             }
             Deferred::ProducerIds { end } => self.producer_ids_durable(end),
+            Deferred::Transaction { id, step } => self.transaction_durable(&id, step, now),
+            Deferred::Marker { origin, partition } => self.marker_durable(origin, partition, sequence),
             Deferred::CheckpointEnd => {
                 self.counters.checkpoints += 1;
                 self.background.checkpoint_durable();
@@ -570,8 +613,15 @@ impl Shard {
         lost.extend(self.acks_on_write.drain_beyond(self.written));
         for (_, deferred) in std::mem::take(&mut self.deferred) {
             match deferred {
-                Deferred::Commit { origin, .. } | Deferred::Catalog { origin, .. } => lost.push(origin),
-                Deferred::Reserved { .. } | Deferred::LogStart { .. } | Deferred::ProducerIds { .. } | Deferred::CheckpointEnd => {}
+                Deferred::Commit { origin, .. }
+                | Deferred::Catalog { origin, .. }
+                | Deferred::Marker { origin, .. }
+                | Deferred::Transaction { step: Step::Init { origin } | Step::Join { origin }, .. } => lost.push(origin),
+                Deferred::Transaction { step: Step::Decide, .. }
+                | Deferred::Reserved { .. }
+                | Deferred::LogStart { .. }
+                | Deferred::ProducerIds { .. }
+                | Deferred::CheckpointEnd => {}
             }
         }
         lost.extend(self.producer_id_waits.drain(..));
@@ -579,7 +629,15 @@ impl Shard {
             let failure = self.fenced_failure();
             self.fail(origin, failure);
         }
+        let failure = self.fenced_failure();
+        self.fail_transactions(&failure);
         self.background.fenced();
+    }
+
+    /// Nothing more is written: who waits for a transaction waits in vain.
+    fn fail_transactions(&mut self, failure: &Failure) {
+        self.fail_parked(failure);
+        self.fail_transaction_waiters(failure);
     }
 
     fn fenced_failure(&self) -> Failure {

@@ -1,5 +1,7 @@
 //! Whole shards on the simulated disk, sans-IO: requests in, answers out, time by hand.
 
+mod transactions;
+
 use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
@@ -114,7 +116,7 @@ impl Rig {
     /// Takes out answers and events; a catalog change is applied and acknowledged like the router would.
     fn collect(&mut self) {
         while let Some(event) = self.shard.poll_event() {
-            let ShardEvent::CatalogChanged { change_id, change } = &event;
+            let ShardEvent::CatalogChanged { change_id, change } = &event else { panic!("{event:?}") };
             self.shard.apply_catalog(change, self.now);
             self.shard.catalog_acknowledged(*change_id);
             self.events.push(event);
@@ -1041,7 +1043,7 @@ fn topic_answer_waits_for_every_core() {
         }
     };
     assert!(rig.shard.poll_reply().is_none());
-    let ShardEvent::CatalogChanged { change_id, .. } = event;
+    let ShardEvent::CatalogChanged { change_id, .. } = event else { panic!("{event:?}") };
     rig.shard.catalog_acknowledged(change_id + 1);
     assert!(rig.shard.poll_reply().is_none());
     rig.shard.catalog_acknowledged(change_id);
@@ -1349,7 +1351,14 @@ fn checkpoint_pieces_stay_below_their_limit() {
         let metadata = "m".repeat(offsets::METADATA_MAX_BYTES).into();
         offsets.restore(&format!("{consumer:0255}"), Committed { offset: Offset(0), metadata });
     }
-    let source = checkpoint::Source { catalog: Some(&catalog), producer_ids_end: 9, partitions: &partitions, is_final: false };
+    let coordinator = Coordinator::default();
+    let source = checkpoint::Source {
+        catalog: Some(&catalog),
+        producer_ids_end: 9,
+        coordinator: &coordinator,
+        partitions: &partitions,
+        is_final: false,
+    };
     let (mut cursor, mut recovery) = (checkpoint::Cursor::Numbers, Recovery::new(PRODUCERS_PER_PARTITION_LIMIT));
     let header = Frame::parse(&{
         let mut bytes = vec![0; 64];
@@ -1489,6 +1498,7 @@ fn state_records_keep_their_bytes() {
     let config = TopicConfig { durability: Durability::Written, retention_ms: Some(5), retention_bytes: None, max_message_bytes: 4096 };
     let offset = || OffsetPiece { consumer: "reader".into(), offset: 9, metadata: "a note longer than eight".into() };
     let producer = state_record::ProducerPiece {
+        transaction_start: None,
         producer_id: 3,
         epoch: 1,
         last_append_ms: 77,

@@ -18,6 +18,7 @@ pub mod control;
 pub mod envelope;
 pub mod frame;
 pub mod id;
+pub mod marker;
 pub mod murmur2;
 pub mod record;
 
