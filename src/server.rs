@@ -26,6 +26,7 @@ use crate::config::{IoMode, Listen, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, Se
 use crate::device::fallback::ThreadDisk;
 use crate::device::janitor::{Janitor, JanitorHandle, JanitorOptions};
 use crate::device::probe::{Probe, RingRefused, raise_nofile};
+use crate::device::schedule;
 use crate::device::uring::UringDisk;
 use crate::device::volume::{Directory, FileVolume};
 use crate::device::wake::Waker;
@@ -541,6 +542,9 @@ impl CoreThread {
     fn run(self) -> Result<(), StartError> {
         if !core_affinity::set_for_current(core_affinity::CoreId { id: self.cpu }) {
             tracing::warn!("core thread {} can't be pinned to core {}; it runs wherever the system puts it", self.core, self.cpu);
+        }
+        if let Err(error) = schedule::let_others_in() {
+            tracing::debug!("core thread {} keeps the default time slice ({error}); flushes may wait for it", self.core);
         }
         let arena = Arena::new(self.memory.arena_bytes);
         let mut volume = FileVolume::new(self.directory.clone());

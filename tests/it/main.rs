@@ -3,6 +3,7 @@
 
 mod cli;
 mod crash;
+mod fuzz_corpus;
 mod harness;
 mod native;
 mod roundtrip;

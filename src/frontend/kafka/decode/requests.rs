@@ -327,7 +327,7 @@ schema! {
     OffsetFetchRequest<'a> = key 9, versions 1-9, flexible 6 {
         group_id: &'a str, 1-7;
         /// Null = all.
-        topics: Option<Vec<OffsetFetchTopic<'a>>>, 1-7, null 2+;
+        topics: Option<Vec<OffsetFetchTopic<'a>>>, 1-7, null 2+, default Some(Vec::new());
         groups: Vec<OffsetFetchGroup<'a>>, 8+;
         /// Offsets that an open transaction is about to change are answered with an error.
         require_stable: bool, 7+;

@@ -1,5 +1,7 @@
 //! The decoder against bytes written by hand here, and against another implementation's encoder.
 
+mod differential;
+
 use super::*;
 
 fn reader(bytes: &[u8], flexible: bool) -> Reader<'_> {
