@@ -12,7 +12,7 @@ use crate::request::transaction::{
     TransactionReply, TransactionRequest, is_void, slot_of_producer, transactional_producer,
 };
 use crate::shard::catalog::Catalog;
-use crate::shard::state_record::{AbortedPiece, TransactionPiece};
+use crate::shard::state_record::TransactionPiece;
 
 /// `Origin::connection` of a shard's own questions; `generation` is its number.
 const SHARD: u32 = u32::MAX - 1;
@@ -791,13 +791,11 @@ fn restart_keeps_what_is_open_and_what_was_aborted() {
         let mut world = World::new(seed, 2);
         let producer = world.init(A, None).unwrap();
         let other = world.init("b", None).unwrap();
-        let mut sequence = 0;
         // Enough for checkpoints and more than one segment.
         let filler = "x".repeat(4 << 10);
         for round in 0..40 {
             world.add(A, producer, &[1]).unwrap();
-            world.produce(producer, 1, sequence, &[&filler]).unwrap();
-            sequence += 1;
+            world.produce(producer, 1, round, &[&filler]).unwrap();
             world.end(A, producer, round % 4 == 0).unwrap();
         }
         world.add("b", other, &[1]).unwrap();
@@ -850,31 +848,6 @@ fn ids_of_transactional_producers_say_their_slot() {
     assert_eq!(transactional_producer(-1, 0), None);
     for id in [-1, 0, 5, (1 << 48) - 1, 1 << 49, i64::MAX] {
         assert_eq!(slot_of_producer(ProducerId(id)), None);
-    }
-}
-
-#[test]
-fn state_records_of_transactions_are_read_back() {
-    let piece = TransactionPiece {
-        transactional_id: "a".into(),
-        producer_id: 1 << 48,
-        epoch: 3,
-        previous: Some((1 << 48, 2)),
-        timeout_ms: 60_000,
-        phase: 1,
-        begun_ms: 5,
-        changed_ms: 6,
-        partitions: vec![1, 2],
-        groups: vec!["g".into()],
-    };
-    let aborted = AbortedPiece { producer_id: 1 << 48, first_offset: 1, last_offset: 5, stable: 6 };
-    for record in [
-        StateRecord::Transaction(piece.clone()),
-        StateRecord::Transactions(vec![piece.clone(), piece]),
-        StateRecord::TransactionGone { transactional_id: "a".into() },
-        StateRecord::Aborted { partition: 7, transactions: vec![aborted] },
-    ] {
-        assert_eq!(StateRecord::read(&record.to_bytes()).unwrap(), record);
     }
 }
 
