@@ -41,7 +41,7 @@ use crate::router::letter::{Answer, Question};
 use crate::router::mailbox::{self, Mailboxes};
 use crate::router::shards::Shards;
 use crate::router::{Broker, Gauges, Router};
-use crate::shard::{self, Catalog, Shard, ShardConfig};
+use crate::shard::{self, Catalog, GroupsConfig, Shard, ShardConfig};
 use data_dir::{DataDir, DataDirError};
 use memory::CoreMemory;
 
@@ -289,6 +289,11 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
             shards,
             shard_count,
             segment_bytes,
+            groups: GroupsConfig {
+                initial_rebalance_delay_us: u64::from(config.initial_rebalance_delay_ms) * 1000,
+                offset_retention_ms: config.offset_retention_ms,
+                ..GroupsConfig::default()
+            },
             memory,
             driver: io.driver,
             directory: directory.clone(),
@@ -519,6 +524,7 @@ struct CoreThread {
     shards: Vec<ShardId>,
     shard_count: u16,
     segment_bytes: u32,
+    groups: GroupsConfig,
     memory: CoreMemory,
     driver: Driver,
     directory: Arc<Directory>,
@@ -598,6 +604,7 @@ impl CoreThread {
         log.entropy = random_u64().map_err(system("reading /dev/urandom"))?;
         let mut config = ShardConfig::new(shard, self.shard_count, log);
         config.cold_read_bytes_max = config.log.read_bytes_max as u64;
+        config.groups = GroupsConfig { entropy: config.log.entropy, ..self.groups.clone() };
         let opened = Shard::open(config, arena.clone(), volume, self.clock.now()).map_err(|error| StartError::Shard { shard, error })?;
         let report = &opened.report;
         let before = match report.epoch {

@@ -171,6 +171,7 @@ impl Shard {
             producer_ids_end: self.producer_ids_end_logged,
             coordinator: &self.coordinator,
             partitions: &self.partitions,
+            groups: &self.groups,
             is_final,
         };
         let (records, next) = next_piece(&checkpoint.cursor, source);

@@ -39,6 +39,8 @@ pub struct Counters {
     pub transactions_aborted: u64,
     /// Transaction markers appended.
     pub markers: u64,
-    /// Bytes charged for consumers' offsets now.
-    pub consumer_offset_bytes: u64,
+    /// Consumer groups now.
+    pub groups: u64,
+    /// Bytes charged for groups and their offsets now.
+    pub group_bytes: u64,
 }

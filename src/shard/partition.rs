@@ -4,7 +4,6 @@ use ringmain_wire::control::Durability;
 use ringmain_wire::{Offset, PartitionId};
 
 use super::id_table::IdTable;
-use super::offsets::ConsumerOffsets;
 use super::participant::PartitionTransactions;
 use super::producer_state::ProducerTable;
 use crate::request::PartitionConfig;
@@ -45,8 +44,6 @@ pub struct Partition {
     pub producers: Option<Box<ProducerTable>>,
     /// Open and aborted transactions; `None` until there is one.
     pub transactions: Option<Box<PartitionTransactions>>,
-    /// Consumers' offsets; `None` until there is one.
-    pub offsets: Option<Box<ConsumerOffsets>>,
 }
 
 // 100,000 partitions at less than 1 KiB each, table entry included (issue: memory).
@@ -70,7 +67,6 @@ impl Partition {
             appended_bytes: 0,
             producers: None,
             transactions: None,
-            offsets: None,
         };
         partition.plan_reservation();
         partition

@@ -559,7 +559,7 @@ impl Shard {
 
     /// Logs a step and takes it; `step` happens when it is durable. Nothing has changed after an error.
     fn log_step(&mut self, id: &str, head: Head, joining: Vec<Participant>, step: Option<Step>, now: Now) -> Result<(), AppendError> {
-        let record = StateRecord::Transaction(piece(id, &head, &joining));
+        let record = StateRecord::Transaction(Box::new(piece(id, &head, &joining)));
         let deferred = step.map(|step| Deferred::Transaction { id: id.into(), step });
         self.log_state(&record, deferred, now)?;
         let Some(entry) = self.coordinator.entries.get_mut(id) else { return Ok(()) };
