@@ -10,6 +10,7 @@ use ringmain_wire::control::Durability;
 use ringmain_wire::marker::marker_frame;
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId};
 
+use super::partition::NONE;
 use super::transaction::Asked;
 use super::{Busy, DEFERRED_MAX, Deferred, Shard};
 use crate::log::Append;
@@ -222,11 +223,11 @@ impl Shard {
 
     /// Keeps a batch until the coordinator has answered.
     pub(super) fn park(&mut self, origin: Origin, id: PartitionId, producer: ProducerKey, frame: &Frame<'_>) {
-        let bytes = frame.bytes().len();
+        let bytes = frame.len_bytes();
         if self.parked.count >= PARKED_MAX || (self.parked.bytes + bytes > PARKED_BYTES_MAX && self.parked.count > 0) {
             return self.fail(origin, Failure::new(ErrorCode::Overloaded, "too many first batches of transactions at once"));
         }
-        if self.parked.push((id, producer), origin, frame.bytes().to_vec()) {
+        if self.parked.push((id, producer), origin, frame.to_vec()) {
             self.ask_coordinator(id, producer);
         }
     }
@@ -345,8 +346,9 @@ impl Shard {
         let Some(partition) = self.partitions.get_mut(id) else { return Ok(()) };
         let at = partition.next_offset;
         let bytes = marker_frame(id, producer.id, producer.epoch, commit, now.wall_ms);
+        let Ok(frame) = Frame::parse(&bytes) else { return Ok(()) };
         let appended = self.log.append(Append {
-            bytes: &bytes,
+            frame,
             partition: id,
             base_offset: at,
             record_count: 1,
@@ -392,7 +394,7 @@ impl Shard {
             if let Some(transactions) = partition.transactions.as_deref_mut() {
                 transactions.settle(sequence);
             }
-            if partition.waiting != super::partition::NONE {
+            if partition.waiting != NONE || self.watches.has(id) {
                 self.woken.push(id);
             }
         }

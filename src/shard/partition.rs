@@ -78,6 +78,11 @@ impl Partition {
         unstable.map_or(self.high_watermark, |offset| offset.clamp(self.log_start, self.high_watermark))
     }
 
+    /// First offset that such a reader can't have yet.
+    pub fn readable_end(&self, committed_only: bool) -> Offset {
+        if committed_only { self.last_stable() } else { self.high_watermark }
+    }
+
     /// Says when the next reservation is due: half a step before the last one ends, so that nobody waits for it.
     pub fn plan_reservation(&mut self) {
         self.reserve_at = match self.config.durability {

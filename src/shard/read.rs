@@ -1,6 +1,6 @@
 //! Fetches and offsets by time: from the tail cache where the records are there, from the device where not.
 
-use ringmain_wire::control::{EARLIEST, LATEST};
+use ringmain_wire::control::{EARLIEST, LATEST, NEWEST};
 use ringmain_wire::{ErrorCode, Format, Offset, PartitionId, Records, frame};
 
 use super::Shard;
@@ -8,7 +8,7 @@ use super::fetch::Wait;
 use super::partition::NONE;
 use crate::device::{Fault, Slice};
 use crate::log::{Located, LocatedTime, ReadError};
-use crate::request::{Extent, Failure, Fetch, FetchData, Fetched, Now, Origin, Reply};
+use crate::request::{Extent, Failure, Fetch, FetchData, Fetched, Now, Origin, Reply, Watch};
 
 /// What a read from the device is for.
 #[derive(Debug)]
@@ -72,6 +72,34 @@ impl Shard {
         self.fetch(Wait { origin, fetch, deadline_us, wake_at_bytes: 0 }, now);
     }
 
+    /// Waits for more, unless there is more already.
+    pub(super) fn watch(&mut self, origin: Origin, watch: &Watch, now: Now) {
+        let missing_bytes = u64::from(watch.missing_bytes.max(1));
+        let mut partitions = Vec::with_capacity(watch.partitions.len());
+        let mut is_due = self.stopping || watch.max_wait_ms == 0;
+        for (id, seen) in &watch.partitions {
+            match self.partitions.get(*id) {
+                Some(partition) if partition.readable_end(watch.committed_only) <= *seen => {
+                    // With bytes on their way, or in an open transaction, the next step of the high watermark decides.
+                    let has_unread = partition.next_offset > partition.readable_end(watch.committed_only);
+                    let unread_bytes = if has_unread { missing_bytes } else { 0 };
+                    partitions.push((*id, partition.appended_bytes.saturating_sub(unread_bytes)));
+                }
+                _ => is_due = true,
+            }
+        }
+        if is_due {
+            return self.reply(origin, Reply::Watched { is_due: true });
+        }
+        if self.fetches_waiting() >= self.config.waiting_fetches_max {
+            return self.fail(origin, Failure::new(ErrorCode::Overloaded, format!("{} fetches wait already", self.fetches_waiting())));
+        }
+        let deadline_us = now.monotonic_us + u64::from(watch.max_wait_ms) * 1000;
+        if let Some(replaced) = self.watches.insert(origin, deadline_us, missing_bytes, &partitions) {
+            self.reply(replaced, Reply::Watched { is_due: false });
+        }
+    }
+
     /// Answers a fetch, or lets it wait for records, a footer or the device.
     fn fetch(&mut self, wait: Wait, now: Now) {
         let Wait { origin, fetch, deadline_us, .. } = wait;
@@ -79,14 +107,14 @@ impl Shard {
             return self.fail(origin, ErrorCode::UnknownPartition.into());
         };
         let (log_start, high_watermark) = (partition.log_start, partition.high_watermark);
-        let end = if fetch.committed_only { partition.last_stable() } else { high_watermark };
+        let end = partition.readable_end(fetch.committed_only);
         let unread_bytes = partition.next_offset > end;
         let appended_bytes = partition.appended_bytes;
         if fetch.from < log_start || fetch.from > high_watermark {
             let message = format!("offset {} of partition {}: stored are {log_start} to {high_watermark}", fetch.from, fetch.partition);
             return self.fail(origin, Failure::new(ErrorCode::OffsetOutOfRange, message));
         }
-        let found = if fetch.from >= end {
+        let found = if fetch.from >= end || fetch.max_bytes == 0 {
             Found { extents: Vec::new(), next_offset: fetch.from, bytes: 0, is_overlong: false }
         } else {
             match self.log.locate(fetch.partition, fetch.from, end, fetch.max_bytes) {
@@ -291,7 +319,7 @@ impl Shard {
             return self.fail(origin, ErrorCode::UnknownPartition.into());
         };
         let end_of = |offset| Reply::Offset { offset, timestamp_ms: -1, found: true };
-        let end = if committed_only { partition.last_stable() } else { partition.high_watermark };
+        let end = partition.readable_end(committed_only);
         if timestamp_ms == LATEST {
             return self.reply(origin, end_of(end));
         }
@@ -299,6 +327,15 @@ impl Shard {
             let log_start = partition.log_start;
             return self.reply(origin, end_of(log_start));
         }
+        // The largest time among what is readable: the search below then finds the record that has it.
+        let timestamp_ms = match timestamp_ms {
+            NEWEST => match self.log.newest_time(id, end) {
+                Some(timestamp_ms) => timestamp_ms,
+                None => return self.answer_time(origin, query, None),
+            },
+            timestamp_ms => timestamp_ms,
+        };
+        let query = TimeQuery { timestamp_ms, ..query };
         match self.log.locate_time(id, timestamp_ms, end) {
             LocatedTime::Wait { segment } => self.wait_for_footer(segment, FooterWait::Time { origin, query }),
             LocatedTime::None => self.answer_time(origin, query, None),
@@ -316,7 +353,7 @@ impl Shard {
         let Some(partition) = self.partitions.get(query.partition) else {
             return self.fail(origin, ErrorCode::UnknownPartition.into());
         };
-        let end = if query.committed_only { partition.last_stable() } else { partition.high_watermark };
+        let end = partition.readable_end(query.committed_only);
         let reply = match found.filter(|(offset, _)| *offset < end) {
             Some((offset, timestamp_ms)) => Reply::Offset { offset: offset.max(partition.log_start), timestamp_ms, found: true },
             None => Reply::Offset { offset: end, timestamp_ms: -1, found: false },
@@ -353,6 +390,9 @@ impl Shard {
             }
             // The list runs from the youngest wait to the oldest; the oldest is served first.
             due.into_iter().rev().for_each(|index| self.look_again(index, now));
+            let mut ended = Vec::new();
+            self.watches.advance(id, appended_bytes, &mut ended);
+            ended.into_iter().for_each(|origin| self.reply(origin, Reply::Watched { is_due: true }));
         }
     }
 }

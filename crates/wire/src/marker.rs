@@ -1,24 +1,35 @@
 //! The marker that ends a transaction in a partition, as it lies in the log: a frame of one record, which takes one
 //! offset, whose body is the control batch that Kafka's readers expect. Others look at the frame's flags and skip it.
 
-use crate::frame::{self, Format, HEADER_BYTES, Identity, flags};
+use crate::frame::{BrokerHalf, Format, FrameHeader, HEADER_BYTES, KAFKA_CHECKED_FROM, MAGIC, ProducerHalf, flags};
 use crate::id::{PartitionId, ProducerId};
 
 /// Bytes of the batch.
 pub const BATCH_BYTES: usize = 78;
 /// Transactional and control.
 const ATTRIBUTES: u16 = 0x30;
-const MAGIC: u8 = 2;
-/// Where the bytes covered by the batch's checksum begin.
-const CHECKED_FROM: usize = 21;
+const BATCH_MAGIC: u8 = 2;
 
 /// The whole frame. `producer_epoch` is that of the coordinator's decision.
 pub fn marker_frame(partition: PartitionId, producer_id: ProducerId, producer_epoch: u16, commit: bool, time_ms: i64) -> Vec<u8> {
-    let mut bytes = vec![0; HEADER_BYTES + BATCH_BYTES];
-    bytes[HEADER_BYTES..].copy_from_slice(&batch(producer_id, producer_epoch, commit, time_ms));
+    let body = batch(producer_id, producer_epoch, commit, time_ms);
     let outcome = if commit { 0 } else { flags::ABORTED };
-    let flags = flags::TRANSACTIONAL | flags::CONTROL | outcome;
-    frame::seal(&mut bytes, Format::Kafka, 1, Identity { partition, producer_id, producer_epoch, sequence: -1, flags });
+    let mut producer = ProducerHalf {
+        body_crc: 0,
+        partition: partition.0,
+        record_count: 1,
+        format: Format::Kafka as u8,
+        flags: flags::TRANSACTIONAL | flags::CONTROL | outcome,
+        producer_epoch,
+        producer_id: producer_id.0,
+        sequence: -1,
+        reserved: 0,
+    };
+    producer.seal_kafka(&body, crc32c::crc32c(&body[KAFKA_CHECKED_FROM..]));
+    let len = (HEADER_BYTES + BATCH_BYTES) as u32;
+    let broker = BrokerHalf { magic: MAGIC, len, base_offset: 0, append_time_ms: 0, epoch: 0, header_crc: 0 };
+    let mut bytes = FrameHeader { broker, producer }.to_bytes().to_vec();
+    bytes.extend_from_slice(&body);
     bytes
 }
 
@@ -26,7 +37,7 @@ pub fn marker_frame(partition: PartitionId, producer_id: ProducerId, producer_ep
 fn batch(producer_id: ProducerId, producer_epoch: u16, commit: bool, time_ms: i64) -> [u8; BATCH_BYTES] {
     let mut bytes = [0; BATCH_BYTES];
     bytes[8..12].copy_from_slice(&(BATCH_BYTES as u32 - 12).to_be_bytes());
-    bytes[16] = MAGIC;
+    bytes[16] = BATCH_MAGIC;
     bytes[21..23].copy_from_slice(&ATTRIBUTES.to_be_bytes());
     // 23..27: the last record is the first.
     bytes[27..35].copy_from_slice(&time_ms.to_be_bytes());
@@ -39,7 +50,7 @@ fn batch(producer_id: ProducerId, producer_epoch: u16, commit: bool, time_ms: i6
     // coordinator epoch 0).
     let record = [32, 0, 0, 0, 8, 0, 0, 0, u8::from(commit), 12, 0, 0, 0, 0, 0, 0, 0];
     bytes[61..].copy_from_slice(&record);
-    let crc = crc32c::crc32c(&bytes[CHECKED_FROM..]);
+    let crc = crc32c::crc32c(&bytes[KAFKA_CHECKED_FROM..]);
     bytes[17..21].copy_from_slice(&crc.to_be_bytes());
     bytes
 }
