@@ -20,8 +20,8 @@ use ringmain_wire::control::{PartitionState, ShardStats, StatsReply, TopicDescri
 use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
 use crate::request::group::GroupListing;
-use crate::request::transaction::{TransactionAction, TransactionListing};
-use crate::request::{Failure, Fetch, Now, Origin, Reply, Request};
+use crate::request::transaction::{TransactionAction, TransactionListing, slot_of_producer};
+use crate::request::{Failure, Fetch, Now, Origin, Reply, Request, Watch};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
 use letter::{Answer, OwnedReply, OwnedRequest, Question};
 use mailbox::Mailboxes;
@@ -29,6 +29,8 @@ use shards::Shards;
 
 /// `Origin::connection` of requests that the router itself asks.
 const ROUTER: u32 = u32::MAX;
+/// `Origin::connection` of questions of a shard: `generation` is its number, `request` its ticket.
+const SHARD: u32 = u32::MAX - 1;
 /// Questions of other cores taken per turn, so that a turn ends.
 const QUESTIONS_PER_TURN: usize = 512;
 /// … and bytes of their frames, one frame excepted.
@@ -93,12 +95,16 @@ pub struct Router {
     mail: Mailboxes<Question, Answer>,
     /// A question whose shard was busy: tried again before others are taken.
     held: Option<(Origin, ShardId, OwnedRequest)>,
+    /// Questions of shards of this core that found no room; the shards bound them.
+    unasked: VecDeque<(ShardId, u64, Request<'static>)>,
     gathers: HashMap<u64, Gather>,
     next_gather: u64,
     /// Answers of other cores and of the router itself.
     arrived: VecDeque<Delivery>,
     /// Shard 0's changes: cores that haven't applied them yet.
     unapplied: HashMap<u64, usize>,
+    /// As of the last pump.
+    now: Now,
     /// By core: long polls there, and joins and syncs, which wait for other members.
     waiting_away: Vec<HashSet<Origin>>,
 }
@@ -128,10 +134,12 @@ impl Router {
             catalog: Catalog::default(),
             mail,
             held: None,
+            unasked: VecDeque::new(),
             gathers: HashMap::new(),
             next_gather: 0,
             arrived: VecDeque::new(),
             unapplied: HashMap::new(),
+            now: Now::default(),
             waiting_away,
         }
     }
@@ -160,6 +168,11 @@ impl Router {
     /// This core's mailboxes, for metrics: questions unanswered, letters waiting.
     pub fn mail_depth(&self) -> (usize, usize) {
         (self.mail.unanswered(), self.mail.waiting())
+    }
+
+    /// This core's copy of the catalog.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// Topics in the catalog.
@@ -195,13 +208,18 @@ impl Router {
             Request::Coordinators { ids } => {
                 return Ok(Some(Reply::Coordinators(ids.iter().map(|id| self.catalog.coordinator(id)).collect())));
             }
-            Request::Produce { .. } | Request::Fetch(_) | Request::ListOffset { .. } | Request::DescribeProducers { .. } => {
+            Request::Produce { .. }
+            | Request::Fetch(_)
+            | Request::ListOffset { .. }
+            | Request::DeleteBefore { .. }
+            | Request::DescribeProducers { .. } => {
                 let partition = request.partition().unwrap_or(PartitionId::STATE);
                 match self.catalog.partition(partition) {
                     Some(entry) => entry.shard,
                     None => return Ok(Some(unknown_partition(partition))),
                 }
             }
+            Request::Watch(watch) => watch.shard,
             Request::InitProducer | Request::CreateTopic(_) | Request::AlterTopic(_) | Request::DeleteTopic { .. } => ShardId(0),
             Request::Metadata { topics } => return Ok(Some(self.metadata(topics.as_deref()))),
             Request::DescribeTopic { name } => return self.describe(origin, name, now),
@@ -221,12 +239,15 @@ impl Router {
     /// Takes what other cores and the disk have brought, and lets the shards work on it. Then `poll_delivery` has the
     /// answers; `end_turn` wakes whom they concern elsewhere.
     pub fn pump(&mut self, now: Now) {
+        self.now = now;
         self.mail.attend();
         self.take_answers();
         self.take_questions(now);
         self.shards.pump(now);
-        while let Some(event) = self.shards.poll_event() {
+        self.ask_again(now);
+        while let Some((shard, event)) = self.shards.poll_event() {
             match event {
+                ShardEvent::Ask { ticket, request } => self.ask(shard, ticket, request, now),
                 ShardEvent::CatalogChanged { change_id, change } => self.publish(change_id, change, now),
             }
         }
@@ -245,6 +266,8 @@ impl Router {
                 self.mail.answer(origin.core, Answer { origin, shard, reply });
             } else if origin.connection == ROUTER {
                 self.add_part(origin.request, reply);
+            } else if origin.connection == SHARD {
+                self.shards.answered(ShardId(origin.generation as u16), origin.request, reply, self.now);
             } else {
                 return Some(Delivery { origin, shard, reply, moved: false });
             }
@@ -273,7 +296,7 @@ impl Router {
 
     /// Another pump is wanted without anything coming in.
     pub fn has_backlog(&self) -> bool {
-        self.held.is_some() || self.shards.has_backlog()
+        self.held.is_some() || !self.unasked.is_empty() || self.shards.has_backlog()
     }
 
     /// A connection of this core has gone. Its long polls at other cores run out by themselves, because an answer
@@ -302,6 +325,11 @@ impl Router {
                 let (max_bytes, min_bytes) = (fetch.max_bytes.min(FETCH_AWAY_BYTES), fetch.min_bytes.min(FETCH_AWAY_BYTES));
                 OwnedRequest::Fetch(Fetch { max_wait_ms: fetch.max_wait_ms.min(limit_ms), min_bytes, max_bytes, ..*fetch })
             }
+            Request::Watch(watch) => {
+                let limit_ms = if away.len() < WAITING_AWAY_MAX { WAIT_AWAY_MAX_MS } else { WAIT_SHORT_MS };
+                away.insert(origin);
+                OwnedRequest::Watch(Arc::new(Watch { max_wait_ms: watch.max_wait_ms.min(limit_ms), ..Watch::clone(watch) }))
+            }
             Request::Group(asked) if asked.action.waits_for_others() => {
                 if away.len() >= WAITING_AWAY_MAX {
                     let reply = Reply::Failed(ErrorCode::Overloaded.into());
@@ -312,7 +340,7 @@ impl Router {
                 OwnedRequest::Group(asked.clone())
             }
             // A copy is made even if the ring turns out to be full; that is rare, and the connection then stops reading.
-            request => OwnedRequest::copy(request).ok_or(Busy)?,
+            request => OwnedRequest::copy(request),
         };
         self.mail.ask(core, Question::Request { origin, shard, request: owned }).map_err(|_| {
             away.remove(&origin);
@@ -320,11 +348,39 @@ impl Router {
         })
     }
 
+    /// Hands a shard's question to the shard that serves it. Without room there it is kept.
+    fn ask(&mut self, asker: ShardId, ticket: u64, request: Request<'static>, now: Now) {
+        let target = match &request {
+            Request::Group(asked) => Some(self.catalog.coordinator(&asked.group)),
+            Request::CheckTransaction(check) => {
+                slot_of_producer(check.producer.id).and_then(|slot| self.catalog.slots().get(slot).copied())
+            }
+            Request::InitProducer => Some(ShardId(0)),
+            request => request.partition().and_then(|partition| self.catalog.partition(partition)).map(|entry| entry.shard),
+        };
+        let Some(target) = target else {
+            return self.shards.answered(asker, ticket, unknown_partition(request.partition().unwrap_or(PartitionId::STATE)), now);
+        };
+        let origin = Origin { core: self.core, connection: SHARD, generation: u32::from(asker.0), request: ticket };
+        if self.send(target, origin, &request, now).is_err() {
+            self.unasked.push_back((asker, ticket, request));
+        }
+    }
+
+    fn ask_again(&mut self, now: Now) {
+        for _ in 0..self.unasked.len() {
+            let Some((asker, ticket, request)) = self.unasked.pop_front() else { return };
+            self.ask(asker, ticket, request, now);
+        }
+    }
+
     fn take_answers(&mut self) {
         while let Some((core, Answer { origin, shard, reply })) = self.mail.poll_answer() {
             self.waiting_away[usize::from(core)].remove(&origin);
             if origin.connection == ROUTER {
                 self.add_part(origin.request, reply.into_reply());
+            } else if origin.connection == SHARD {
+                self.shards.answered(ShardId(origin.generation as u16), origin.request, reply.into_reply(), self.now);
             } else {
                 self.arrived.push_back(Delivery { origin, shard, reply: reply.into_reply(), moved: true });
             }

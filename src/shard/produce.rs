@@ -1,13 +1,16 @@
 //! Appending a batch: look up, judge, append, remember who waits for which commit group.
 
 use ringmain_wire::control::Durability;
-use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId};
+use ringmain_wire::frame::{KAFKA_CHECKED_FROM, flags};
+use ringmain_wire::{ErrorCode, Format, Frame, Offset, PartitionId, ProducerId};
 
+use super::participant::Admission;
 use super::partition::{NONE, RESERVED_AHEAD};
 use super::producer_state::{Batch, ProducerTable, Verdict};
 use super::state_record::StateRecord;
 use super::{ACKS_MAX, Busy, Deferred, Shard};
 use crate::log::{Append, AppendError};
+use crate::request::transaction::ProducerKey;
 use crate::request::{Failure, Now, Origin};
 
 impl Shard {
@@ -15,6 +18,11 @@ impl Shard {
     ///
     /// The way of a batch without idempotence allocates and hashes nothing.
     pub(super) fn produce(&mut self, origin: Origin, frame: &Frame<'_>, now: Now) -> Result<(), Busy> {
+        self.produce_batch(origin, frame, false, now)
+    }
+
+    /// `is_confirmed`: the coordinator says that the batch may begin a transaction here.
+    pub(super) fn produce_batch(&mut self, origin: Origin, frame: &Frame<'_>, is_confirmed: bool, now: Now) -> Result<(), Busy> {
         let header = &frame.header.producer;
         let id = PartitionId(header.partition);
         if self.fault.is_some() || self.stopping {
@@ -26,17 +34,22 @@ impl Shard {
             self.fail(origin, ErrorCode::UnknownPartition.into());
             return Ok(());
         };
-        if frame.bytes().len() > partition.config.max_message_bytes as usize {
-            let message = format!(
-                "a batch of {} bytes; max.message.bytes of the topic is {}",
-                frame.bytes().len(),
-                partition.config.max_message_bytes
-            );
+        // A batch of another protocol is measured as its sender does: without the header around it.
+        let measured_bytes = if header.format == Format::Native as u8 { frame.len_bytes() } else { frame.body().len() };
+        if measured_bytes > partition.config.max_message_bytes as usize {
+            let message =
+                format!("a batch of {measured_bytes} bytes; max.message.bytes of the topic is {}", partition.config.max_message_bytes);
             self.fail(origin, Failure::new(ErrorCode::MessageTooLarge, message));
             return Ok(());
         }
         if self.acks_waiting() >= ACKS_MAX {
             return Err(Busy);
+        }
+        let is_transactional = header.flags & flags::TRANSACTIONAL != 0;
+        if header.flags & flags::CONTROL != 0 || (is_transactional && header.producer_id <= ProducerId::NONE.0) {
+            let message = "markers are written by the broker, and transactional batches by transactional producers";
+            self.fail(origin, Failure::new(ErrorCode::InvalidBatch, message));
+            return Ok(());
         }
         let mut idempotent = None;
         if header.producer_id > ProducerId::NONE.0 {
@@ -46,8 +59,23 @@ impl Shard {
                 first_sequence: header.sequence,
                 record_count: header.record_count,
             };
+            let producer = ProducerKey { id: batch.producer_id, epoch: batch.epoch };
+            if self.is_parked(id, producer) {
+                self.park(origin, id, producer, frame);
+                return Ok(());
+            }
             match self.judge(id, batch, now) {
-                Ok(Verdict::Accept) => idempotent = Some(batch),
+                Ok(Verdict::Accept) => match self.admit(id, producer, is_transactional, is_confirmed) {
+                    Ok(Admission::Admitted) => idempotent = Some(batch),
+                    Ok(Admission::Unknown) => {
+                        self.park(origin, id, producer, frame);
+                        return Ok(());
+                    }
+                    Err(failure) => {
+                        self.fail(origin, failure);
+                        return Ok(());
+                    }
+                },
                 Ok(Verdict::Duplicate(base_offset)) => {
                     self.acknowledge_duplicate(origin, id, base_offset, header.record_count, now);
                     return Ok(());
@@ -57,6 +85,14 @@ impl Shard {
                     return Ok(());
                 }
             }
+        }
+        if self.partitions.get(id).is_some_and(|partition| partition.config.append_time)
+            && let Some(body) = stamped_batch(frame, now.wall_ms)
+        {
+            let mut header = frame.header;
+            let crc = crc32c::crc32c(&body[KAFKA_CHECKED_FROM..]);
+            header.producer.seal_kafka(&body, crc);
+            return self.append(origin, id, &Frame::of_parts(header, &body), idempotent, now);
         }
         self.append(origin, id, frame, idempotent, now)
     }
@@ -72,7 +108,7 @@ impl Shard {
         }
         let Some(partition) = self.partitions.get_mut(id) else { return Ok(()) };
         let appended = self.log.append(Append {
-            bytes: frame.bytes(),
+            frame: *frame,
             partition: id,
             base_offset: next_offset,
             record_count,
@@ -90,13 +126,13 @@ impl Shard {
         partition.appended_bytes += frame.padded_bytes() as u64;
         self.counters.frames_in += 1;
         self.counters.records_in += u64::from(record_count);
-        self.counters.bytes_in += frame.bytes().len() as u64;
+        self.counters.bytes_in += frame.len_bytes() as u64;
         let is_reserved = end <= partition.reserved_end;
         match partition.config.durability {
             Durability::Memory if is_reserved => {
                 partition.high_watermark = partition.high_watermark.max(end);
                 self.acks_now.push(0, now.wall_ms, origin, next_offset, false);
-                if partition.waiting != NONE {
+                if partition.waiting != NONE || self.watches.has(id) {
                     self.woken.push(id);
                 }
             }
@@ -118,6 +154,9 @@ impl Shard {
         }
         if let Some(batch) = idempotent {
             self.remember(id, batch, next_offset, now);
+            if frame.header.producer.flags & flags::TRANSACTIONAL != 0 {
+                self.begin_transaction(id, batch.producer_id, next_offset);
+            }
         }
         if !self.woken.is_empty() {
             self.wake(now);
@@ -129,8 +168,10 @@ impl Shard {
         let nobody = ProducerTable::default();
         let table = self.partitions.get(id).and_then(|partition| partition.producers.as_deref()).unwrap_or(&nobody);
         let verdict = table.judge(batch, now.wall_ms)?;
-        // Nobody to evict in this partition, and the shard remembers as many as it may.
-        if table.is_empty() && self.counters.producers >= self.config.producers_max as u64 {
+        // Nobody to evict in this partition, and it or the shard remembers as many as it may.
+        let shard_is_full = self.counters.producers >= self.config.producers_max as u64;
+        let limit = if shard_is_full { table.len() } else { self.config.producers_per_partition_max };
+        if !table.has_room_for(batch.producer_id, limit) {
             return Err(ErrorCode::Overloaded);
         }
         Ok(verdict)
@@ -160,7 +201,7 @@ impl Shard {
     }
 
     /// Logs that offsets up to beyond `end` may be used. While the last reservation lasts, a failure can wait.
-    fn reserve_offsets(&mut self, id: PartitionId, end: Offset, now: Now) -> Result<(), AppendError> {
+    pub(super) fn reserve_offsets(&mut self, id: PartitionId, end: Offset, now: Now) -> Result<(), AppendError> {
         let reserved_end = end.plus(RESERVED_AHEAD);
         let record = StateRecord::Reserved { partition: id.0, end: reserved_end.0 };
         let logged = self.log_state(&record, Some(Deferred::Reserved { partition: id, end: reserved_end }), now);
@@ -177,3 +218,25 @@ impl Shard {
         }
     }
 }
+
+/// A copy of a record batch that says when it was appended, with its own checksum made anew: the only batches whose bytes
+/// the broker changes. `None` = its protocol has no such field.
+fn stamped_batch(frame: &Frame<'_>, now_ms: i64) -> Option<Vec<u8>> {
+    if frame.header.producer.format != Format::Kafka as u8 || frame.body().len() < KAFKA_LEAST_BYTES {
+        return None;
+    }
+    let mut body = frame.body().to_vec();
+    body[KAFKA_ATTRIBUTES_AT + 1] |= KAFKA_APPEND_TIME;
+    body[KAFKA_MAX_TIMESTAMP_AT..KAFKA_MAX_TIMESTAMP_AT + 8].copy_from_slice(&now_ms.to_be_bytes());
+    let crc = crc32c::crc32c(&body[KAFKA_CHECKED_FROM..]);
+    body[KAFKA_CRC_AT..KAFKA_CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
+    Some(body)
+}
+
+/// Fields of a record batch of format [`Format::Kafka`] that depend on when it was appended.
+const KAFKA_CRC_AT: usize = 17;
+const KAFKA_ATTRIBUTES_AT: usize = 21;
+const KAFKA_MAX_TIMESTAMP_AT: usize = 35;
+const KAFKA_LEAST_BYTES: usize = 61;
+/// In the low byte of the attributes.
+const KAFKA_APPEND_TIME: u8 = 0x08;

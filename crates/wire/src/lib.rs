@@ -15,9 +15,11 @@
 
 pub mod code;
 pub mod control;
+pub mod crc;
 pub mod envelope;
 pub mod frame;
 pub mod id;
+pub mod marker;
 pub mod murmur2;
 pub mod record;
 
