@@ -1,6 +1,8 @@
 //! Bytes in, requests and bytes out; no socket, no shard. Requests are encoded and responses decoded by another implementation.
 
+mod admin;
 mod data;
+mod transactions;
 
 use bytes::Bytes;
 use kafka_protocol::messages::{
@@ -24,6 +26,8 @@ pub(super) fn config() -> KafkaConfig {
         max_request_bytes: LIMIT_BYTES,
         nodes: vec![Node { host: Some("one".into()), port: 9092 }, Node { host: None, port: 19093 }],
         epochs: vec![3, 4],
+        node: 0,
+        data_dir: "/data".into(),
         creates_topics: true,
         default_partitions: 2,
     }

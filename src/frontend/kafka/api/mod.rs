@@ -2,7 +2,16 @@
 
 mod add_offsets_to_txn;
 mod add_partitions_to_txn;
+mod alter_configs;
 mod api_versions;
+mod configs;
+mod create_partitions;
+mod create_topics;
+mod delete_records;
+mod delete_topics;
+mod describe_cluster;
+mod describe_configs;
+mod describe_log_dirs;
 mod describe_producers;
 mod describe_transactions;
 mod end_txn;
@@ -12,6 +21,7 @@ mod list_offsets;
 mod list_transactions;
 mod metadata;
 mod produce;
+mod sasl;
 mod transaction;
 mod txn_offset_commit;
 
@@ -50,7 +60,11 @@ pub const SERVED: &[Served] = &[
     served(ApiKey::Fetch, 4, 12),
     served(ApiKey::ListOffsets, 1, 7),
     served(ApiKey::Metadata, 0, 12),
+    served(ApiKey::SaslHandshake, 0, 1),
     served(ApiKey::ApiVersions, 0, 4),
+    served(ApiKey::CreateTopics, 2, 7),
+    served(ApiKey::DeleteTopics, 1, 5),
+    served(ApiKey::DeleteRecords, 0, 2),
     served(ApiKey::InitProducerId, 0, 4),
     served(ApiKey::AddPartitionsToTxn, 0, 3),
     served(ApiKey::AddOffsetsToTxn, 0, 3),
@@ -59,6 +73,13 @@ pub const SERVED: &[Served] = &[
     served(ApiKey::DescribeProducers, 0, 0),
     served(ApiKey::DescribeTransactions, 0, 0),
     served(ApiKey::ListTransactions, 0, 1),
+    served(ApiKey::DescribeConfigs, 1, 4),
+    served(ApiKey::AlterConfigs, 0, 2),
+    served(ApiKey::DescribeLogDirs, 1, 4),
+    served(ApiKey::SaslAuthenticate, 0, 2),
+    served(ApiKey::CreatePartitions, 0, 3),
+    served(ApiKey::IncrementalAlterConfigs, 0, 1),
+    served(ApiKey::DescribeCluster, 0, 2),
 ];
 
 /// A request of a client, from its decoding to its response.
@@ -106,6 +127,12 @@ impl<'a> Context<'a> {
     /// Nothing asked yet.
     pub fn new(config: &'a KafkaConfig, local: IpAddr, view: &'a View<'a>) -> Context<'a> {
         Context { config, view, local, asks: Vec::new() }
+    }
+
+    /// Every address that clients are told: node, host, port.
+    pub fn nodes(&self) -> impl Iterator<Item = (i32, String, u16)> {
+        let host = |node: &super::Node| node.host.clone().unwrap_or_else(|| self.local.to_string());
+        self.config.nodes.iter().zip(0..).map(move |(node, id)| (id, host(node), node.port))
     }
 
     /// Asks a shard or the router; the answer comes with the same number.
@@ -161,6 +188,23 @@ pub fn open(header: &RequestHeader<'_>, body: &[u8], context: &Context<'_>) -> R
         ApiKey::DescribeProducers => Box::new(describe_producers::DescribeProducers::open(&decode(body, version)?, context)),
         ApiKey::DescribeTransactions => Box::new(describe_transactions::DescribeTransactions::open(&decode(body, version)?)),
         ApiKey::ListTransactions => Box::new(list_transactions::ListTransactions::open(&decode(body, version)?)),
+        ApiKey::CreateTopics => Box::new(create_topics::CreateTopics::open(&decode(body, version)?, context)),
+        ApiKey::DeleteTopics => Box::new(delete_topics::DeleteTopics::open(&decode(body, version)?)),
+        ApiKey::DeleteRecords => Box::new(delete_records::DeleteRecords::open(&decode(body, version)?, context)),
+        ApiKey::CreatePartitions => Box::new(create_partitions::CreatePartitions::open(&decode(body, version)?, context)),
+        ApiKey::DescribeConfigs => Box::new(describe_configs::DescribeConfigs::open(&decode(body, version)?)),
+        ApiKey::AlterConfigs => Box::new(alter_configs::AlterConfigs::all(&decode(body, version)?)),
+        ApiKey::IncrementalAlterConfigs => Box::new(alter_configs::AlterConfigs::incremental(&decode(body, version)?)),
+        ApiKey::DescribeCluster => Box::new(describe_cluster::DescribeCluster::open(&decode(body, version)?)),
+        ApiKey::DescribeLogDirs => Box::new(describe_log_dirs::DescribeLogDirs::open(&decode(body, version)?)),
+        ApiKey::SaslHandshake => {
+            let _: super::decode::SaslHandshakeRequest<'_> = decode(body, version)?;
+            Box::new(sasl::SaslHandshake)
+        }
+        ApiKey::SaslAuthenticate => {
+            let _: super::decode::SaslAuthenticateRequest<'_> = decode(body, version)?;
+            Box::new(sasl::SaslAuthenticate)
+        }
         ApiKey::Metadata => Box::new(metadata::Metadata::open(&decode(body, version)?, version, context)),
         _ => return Err(format!("API {number} is not served")),
     };
