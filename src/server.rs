@@ -682,7 +682,7 @@ impl CoreThread {
             let shared = Shared::new(setup);
             let kafka = Rc::new(kafka);
             let native_session: Rc<listener::MakeSession> = Rc::new(move |_| Box::new(NativeSession::new(native)));
-            let kafka_session: Rc<listener::MakeSession> = Rc::new(move |local| Box::new(KafkaSession::new(kafka.clone(), local)));
+            let kafka_session: Rc<listener::MakeSession> = Rc::new(move |ends| Box::new(KafkaSession::new(kafka.clone(), ends)));
             for (door, listener) in listeners {
                 shared.register_listener(listener.try_clone()?);
                 let session = match door {

@@ -253,6 +253,14 @@ impl GroupConsumer {
         Ok(())
     }
 
+    /// Goes on at `offset` in one of its partitions. Errors: `Consume` (`NoSuchPartition`).
+    pub fn seek(&mut self, partition_index: u32, offset: u64) -> Result<(), GroupConsumeError> {
+        match self.reading.as_mut().and_then(|reading| reading.consumer.as_mut()) {
+            Some(consumer) => consumer.seek(partition_index, offset).map_err(GroupConsumeError::Consume),
+            None => Ok(()),
+        }
+    }
+
     /// Takes back the memory of a batch that was read; optional.
     pub fn recycle(&mut self, batch: RecordBatch) {
         if let Some(consumer) = self.reading.as_mut().and_then(|reading| reading.consumer.as_mut()) {
