@@ -21,6 +21,7 @@ pub mod envelope;
 pub mod frame;
 pub mod group;
 pub mod id;
+pub mod marker;
 pub mod murmur2;
 pub mod record;
 
