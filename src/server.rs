@@ -31,6 +31,7 @@ use crate::device::uring::UringDisk;
 use crate::device::volume::{Directory, FileVolume};
 use crate::device::wake::Waker;
 use crate::device::{Arena, Disk, FileId, SegmentFile};
+use crate::frontend::Ends;
 use crate::frontend::kafka::{KafkaConfig, KafkaSession, Node};
 use crate::frontend::native::{NativeConfig, NativeSession};
 use crate::log::LogConfig;
@@ -451,7 +452,8 @@ fn waker(driver: Driver) -> io::Result<(Waker, WakeSource)> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Door {
     Native,
-    Kafka,
+    /// Of which shard.
+    Kafka(u16),
 }
 
 struct Doors {
@@ -522,7 +524,7 @@ fn open_kafka_doors(
     let bootstrap = listener::bind("--kafka", address, waiting).map_err(StartError::Bind)?;
     let bound = address_of(&bootstrap)?;
     doors.kafka = Some(bound);
-    doors.listeners[0].push((Door::Kafka, bootstrap));
+    doors.listeners[0].push((Door::Kafka(0), bootstrap));
     let mut ports = vec![bound.port()];
     let shards = if core_count > 1 && !config.kafka_single_port { core_of_shard } else { &core_of_shard[..1] };
     for (shard, core) in shards.iter().enumerate().skip(1) {
@@ -539,7 +541,7 @@ fn open_kafka_doors(
         };
         let listener = listener::bind("--kafka-shard-base", SocketAddr::new(address.ip(), port), waiting).map_err(StartError::Bind)?;
         ports.push(address_of(&listener)?.port());
-        doors.listeners[usize::from(*core)].push((Door::Kafka, listener));
+        doors.listeners[usize::from(*core)].push((Door::Kafka(shard as u16), listener));
     }
     // An address that stands for all of them can't be told; the one by which a client has come can.
     let listened = (!address.ip().is_unspecified()).then(|| address.ip().to_string());
@@ -682,12 +684,14 @@ impl CoreThread {
             let shared = Shared::new(setup);
             let kafka = Rc::new(kafka);
             let native_session: Rc<listener::MakeSession> = Rc::new(move |_| Box::new(NativeSession::new(native)));
-            let kafka_session: Rc<listener::MakeSession> = Rc::new(move |ends| Box::new(KafkaSession::new(kafka.clone(), ends)));
             for (door, listener) in listeners {
                 shared.register_listener(listener.try_clone()?);
-                let session = match door {
+                let session: Rc<listener::MakeSession> = match door {
                     Door::Native => native_session.clone(),
-                    Door::Kafka => kafka_session.clone(),
+                    Door::Kafka(node) => {
+                        let kafka = kafka.clone();
+                        Rc::new(move |ends| Box::new(KafkaSession::new(kafka.clone(), Ends { node, ..ends })))
+                    }
                 };
                 runtime::spawn(listener::accept(shared.clone(), listener, session));
             }

@@ -45,7 +45,8 @@ impl Peer {
     }
 
     pub fn with(config: KafkaConfig) -> Peer {
-        let session = KafkaSession::new(Rc::new(config), Ends { local: IpAddr::from([10, 0, 0, 1]), peer: IpAddr::from([10, 0, 0, 2]) });
+        let session =
+            KafkaSession::new(Rc::new(config), Ends { local: IpAddr::from([10, 0, 0, 1]), peer: IpAddr::from([10, 0, 0, 2]), node: 0 });
         Peer { session, catalog: Catalog::default(), out: Outbox::default(), now: Now::default() }
     }
 

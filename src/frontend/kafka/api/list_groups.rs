@@ -1,8 +1,9 @@
-//! Every group of every shard.
+//! The groups that this node coordinates: clients ask every node, and put the answers together.
 
 use kafka_protocol::messages::list_groups_response::ListedGroup;
 use kafka_protocol::messages::{GroupId, ListGroupsResponse};
 
+use super::metadata::node_of_shard;
 use super::{Call, Context, encode, group, text};
 use crate::frontend::kafka::decode::ListGroupsRequest;
 use crate::frontend::kafka::errors;
@@ -39,11 +40,13 @@ impl Call for ListGroups {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+        let is_here =
+            |listed: &GroupListing| node_of_shard(context.view.catalog.coordinator(&listed.group).0, context.config) == context.node;
         let is_wanted = |listed: &GroupListing| {
             self.states.is_empty() || self.states.iter().any(|s| s.eq_ignore_ascii_case(group::state(listed.phase)))
         };
-        let groups = self.groups.iter().filter(|listed| is_wanted(listed)).map(|listed| {
+        let groups = self.groups.iter().filter(|listed| is_here(listed) && is_wanted(listed)).map(|listed| {
             let answer = ListedGroup::default()
                 .with_group_id(GroupId(text(listed.group.clone())))
                 .with_protocol_type(text(listed.protocol_type.clone()));

@@ -108,6 +108,8 @@ pub struct Context<'a> {
     pub local: IpAddr,
     /// The client's own.
     pub peer: IpAddr,
+    /// The node that the client talks to.
+    pub node: i32,
     /// Number and request.
     pub(super) asks: Vec<(u32, OwnedRequest)>,
 }
@@ -115,7 +117,7 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     /// Nothing asked yet.
     pub fn new(config: &'a KafkaConfig, ends: Ends, view: &'a View<'a>) -> Context<'a> {
-        Context { config, view, local: ends.local, peer: ends.peer, asks: Vec::new() }
+        Context { config, view, local: ends.local, peer: ends.peer, node: metadata::node_of_shard(ends.node, config), asks: Vec::new() }
     }
 
     /// Asks a shard or the router; the answer comes with the same number.

@@ -28,11 +28,14 @@ pub struct OffsetFetch {
 struct Group {
     name: String,
     /// `None` = all.
-    wanted: Option<Vec<(String, Vec<(i32, Option<PartitionId>)>)>>,
+    wanted: Option<Vec<WantedTopic>>,
     error: i16,
     offsets: HashMap<PartitionId, GroupOffset>,
     unstable: HashSet<PartitionId>,
 }
+
+/// A topic's name, and indexes with the partitions they mean.
+type WantedTopic = (String, Vec<(i32, Option<PartitionId>)>);
 
 /// One partition of the answer.
 struct Found {
