@@ -31,8 +31,6 @@ pub struct Ends {
     pub local: IpAddr,
     /// The peer's.
     pub peer: IpAddr,
-    /// The shard whose port it came to, where shards have ports of their own.
-    pub node: u16,
 }
 
 /// What a session made of its input.

@@ -133,7 +133,7 @@ fn accept_some(shared: &Rc<Shared>, listener: &TcpListener, session: &MakeSessio
             let _ = rustix::net::sockopt::set_tcp_congestion(&socket, "reno");
         }
         let (Ok(local), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else { continue };
-        let ends = Ends { local: local.ip().to_canonical(), peer: peer.ip().to_canonical(), node: 0 };
+        let ends = Ends { local: local.ip().to_canonical(), peer: peer.ip().to_canonical() };
         if !shared.open(socket, session(ends))? {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the memory budget has no room for another connection"));
         }

@@ -1,6 +1,8 @@
 //! Bytes in, requests and bytes out; no socket, no shard. Requests are encoded and responses decoded by another implementation.
 
+mod admin;
 mod data;
+mod transactions;
 
 use std::net::IpAddr;
 
@@ -26,6 +28,8 @@ pub(super) fn config() -> KafkaConfig {
         max_request_bytes: LIMIT_BYTES,
         nodes: vec![Node { host: Some("one".into()), port: 9092 }, Node { host: None, port: 19093 }],
         epochs: vec![3, 4],
+        node: 0,
+        data_dir: "/data".into(),
         creates_topics: true,
         default_partitions: 2,
     }
@@ -45,8 +49,7 @@ impl Peer {
     }
 
     pub fn with(config: KafkaConfig) -> Peer {
-        let session =
-            KafkaSession::new(Rc::new(config), Ends { local: IpAddr::from([10, 0, 0, 1]), peer: IpAddr::from([10, 0, 0, 2]), node: 0 });
+        let session = KafkaSession::new(Rc::new(config), Ends { local: IpAddr::from([10, 0, 0, 1]), peer: IpAddr::from([10, 0, 0, 2]) });
         Peer { session, catalog: Catalog::default(), out: Outbox::default(), now: Now::default() }
     }
 

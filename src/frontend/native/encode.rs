@@ -49,6 +49,7 @@ pub fn reply(op: u16, correlation: u64, reply: Reply, moved: bool, out: &mut Out
         Reply::Groups(groups) => open(op, reply_flags, correlation, &super::group::list(groups), out),
         // Parts of other answers, or answers to what this door doesn't ask.
         Reply::Watched { .. }
+        | Reply::LogStart { .. }
         | Reply::PartitionStates(_)
         | Reply::ShardStats(_)
         | Reply::Coordinators(_)

@@ -42,7 +42,7 @@ impl Call for ListGroups {
 
     fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
         let is_here =
-            |listed: &GroupListing| node_of_shard(context.view.catalog.coordinator(&listed.group).0, context.config) == context.node;
+            |listed: &GroupListing| node_of_shard(context.view.catalog.coordinator(&listed.group).0, context.config) == context.config.node;
         let is_wanted = |listed: &GroupListing| {
             self.states.is_empty() || self.states.iter().any(|s| s.eq_ignore_ascii_case(group::state(listed.phase)))
         };

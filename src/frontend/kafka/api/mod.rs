@@ -1,8 +1,22 @@
 //! One file per API: what the client wants → requests to shards → what the client is told.
 
+mod add_offsets_to_txn;
+mod add_partitions_to_txn;
+mod alter_configs;
 mod api_versions;
+mod configs;
+mod create_partitions;
+mod create_topics;
 mod delete_groups;
+mod delete_records;
+mod delete_topics;
+mod describe_cluster;
+mod describe_configs;
 mod describe_groups;
+mod describe_log_dirs;
+mod describe_producers;
+mod describe_transactions;
+mod end_txn;
 mod fetch;
 mod find_coordinator;
 mod group;
@@ -12,12 +26,17 @@ mod join_group;
 mod leave_group;
 mod list_groups;
 mod list_offsets;
+mod list_transactions;
 mod metadata;
 mod offset_commit;
 mod offset_delete;
 mod offset_fetch;
+mod offset_for_leader_epoch;
 mod produce;
+mod sasl;
 mod sync_group;
+mod transaction;
+mod txn_offset_commit;
 
 use std::net::IpAddr;
 
@@ -63,10 +82,30 @@ pub const SERVED: &[Served] = &[
     served(ApiKey::SyncGroup, 0, 5),
     served(ApiKey::DescribeGroups, 0, 5),
     served(ApiKey::ListGroups, 0, 4),
+    served(ApiKey::SaslHandshake, 0, 1),
     served(ApiKey::ApiVersions, 0, 4),
+    served(ApiKey::CreateTopics, 2, 7),
+    served(ApiKey::DeleteTopics, 1, 5),
+    served(ApiKey::DeleteRecords, 0, 2),
     served(ApiKey::InitProducerId, 0, 4),
+    // kafka-python reads no further after a restart of the broker, which begins a leader epoch, unless it can ask this.
+    served(ApiKey::OffsetForLeaderEpoch, 2, 4),
     served(ApiKey::DeleteGroups, 0, 2),
     served(ApiKey::OffsetDelete, 0, 0),
+    served(ApiKey::AddPartitionsToTxn, 0, 3),
+    served(ApiKey::AddOffsetsToTxn, 0, 3),
+    served(ApiKey::EndTxn, 0, 3),
+    served(ApiKey::TxnOffsetCommit, 0, 3),
+    served(ApiKey::DescribeProducers, 0, 0),
+    served(ApiKey::DescribeTransactions, 0, 0),
+    served(ApiKey::ListTransactions, 0, 1),
+    served(ApiKey::DescribeConfigs, 1, 4),
+    served(ApiKey::AlterConfigs, 0, 2),
+    served(ApiKey::DescribeLogDirs, 1, 4),
+    served(ApiKey::SaslAuthenticate, 0, 2),
+    served(ApiKey::CreatePartitions, 0, 3),
+    served(ApiKey::IncrementalAlterConfigs, 0, 1),
+    served(ApiKey::DescribeCluster, 0, 2),
 ];
 
 /// A request of a client, from its decoding to its response.
@@ -108,8 +147,6 @@ pub struct Context<'a> {
     pub local: IpAddr,
     /// The client's own.
     pub peer: IpAddr,
-    /// The node that the client talks to.
-    pub node: i32,
     /// Number and request.
     pub(super) asks: Vec<(u32, OwnedRequest)>,
 }
@@ -117,7 +154,13 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     /// Nothing asked yet.
     pub fn new(config: &'a KafkaConfig, ends: Ends, view: &'a View<'a>) -> Context<'a> {
-        Context { config, view, local: ends.local, peer: ends.peer, node: metadata::node_of_shard(ends.node, config), asks: Vec::new() }
+        Context { config, view, local: ends.local, peer: ends.peer, asks: Vec::new() }
+    }
+
+    /// Every address that clients are told: node, host, port.
+    pub fn nodes(&self) -> impl Iterator<Item = (i32, String, u16)> {
+        let host = |node: &super::Node| node.host.clone().unwrap_or_else(|| self.local.to_string());
+        self.config.nodes.iter().zip(0..).map(move |(node, id)| (id, host(node), node.port))
     }
 
     /// Asks a shard or the router; the answer comes with the same number.
@@ -165,7 +208,31 @@ pub fn open(header: &RequestHeader<'_>, body: &[u8], context: &Context<'_>) -> R
         ApiKey::Produce => Box::new(produce::Produce::open(body, version)?),
         ApiKey::Fetch => Box::new(fetch::Fetch::open(&decode(body, version)?, context)),
         ApiKey::ListOffsets => Box::new(list_offsets::ListOffsets::open(&decode(body, version)?, version, context)),
-        ApiKey::InitProducerId => Box::new(init_producer_id::InitProducerId::open(&decode(body, version)?)),
+        ApiKey::InitProducerId => Box::new(init_producer_id::InitProducerId::open(&decode(body, version)?, version)),
+        ApiKey::AddPartitionsToTxn => Box::new(add_partitions_to_txn::AddPartitionsToTxn::open(&decode(body, version)?, version, context)),
+        ApiKey::AddOffsetsToTxn => Box::new(add_offsets_to_txn::AddOffsetsToTxn::open(&decode(body, version)?, version)),
+        ApiKey::EndTxn => Box::new(end_txn::EndTxn::open(&decode(body, version)?, version)),
+        ApiKey::TxnOffsetCommit => Box::new(txn_offset_commit::TxnOffsetCommit::open(&decode(body, version)?, context)),
+        ApiKey::DescribeProducers => Box::new(describe_producers::DescribeProducers::open(&decode(body, version)?, context)),
+        ApiKey::DescribeTransactions => Box::new(describe_transactions::DescribeTransactions::open(&decode(body, version)?)),
+        ApiKey::ListTransactions => Box::new(list_transactions::ListTransactions::open(&decode(body, version)?)),
+        ApiKey::CreateTopics => Box::new(create_topics::CreateTopics::open(&decode(body, version)?, context)),
+        ApiKey::DeleteTopics => Box::new(delete_topics::DeleteTopics::open(&decode(body, version)?)),
+        ApiKey::DeleteRecords => Box::new(delete_records::DeleteRecords::open(&decode(body, version)?, context)),
+        ApiKey::CreatePartitions => Box::new(create_partitions::CreatePartitions::open(&decode(body, version)?, context)),
+        ApiKey::DescribeConfigs => Box::new(describe_configs::DescribeConfigs::open(&decode(body, version)?)),
+        ApiKey::AlterConfigs => Box::new(alter_configs::AlterConfigs::all(&decode(body, version)?)),
+        ApiKey::IncrementalAlterConfigs => Box::new(alter_configs::AlterConfigs::incremental(&decode(body, version)?)),
+        ApiKey::DescribeCluster => Box::new(describe_cluster::DescribeCluster::open(&decode(body, version)?)),
+        ApiKey::DescribeLogDirs => Box::new(describe_log_dirs::DescribeLogDirs::open(&decode(body, version)?)),
+        ApiKey::SaslHandshake => {
+            let _: super::decode::SaslHandshakeRequest<'_> = decode(body, version)?;
+            Box::new(sasl::SaslHandshake)
+        }
+        ApiKey::SaslAuthenticate => {
+            let _: super::decode::SaslAuthenticateRequest<'_> = decode(body, version)?;
+            Box::new(sasl::SaslAuthenticate)
+        }
         ApiKey::Metadata => Box::new(metadata::Metadata::open(&decode(body, version)?, version, context)),
         ApiKey::OffsetCommit => Box::new(offset_commit::OffsetCommit::open(&decode(body, version)?, context)),
         ApiKey::OffsetFetch => Box::new(offset_fetch::OffsetFetch::open(&decode(body, version)?, version, context)),
@@ -180,6 +247,7 @@ pub fn open(header: &RequestHeader<'_>, body: &[u8], context: &Context<'_>) -> R
         ApiKey::DescribeGroups => Box::new(describe_groups::DescribeGroups::open(&decode(body, version)?)),
         ApiKey::ListGroups => Box::new(list_groups::ListGroups::open(&decode(body, version)?)),
         ApiKey::DeleteGroups => Box::new(delete_groups::DeleteGroups::open(&decode(body, version)?)),
+        ApiKey::OffsetForLeaderEpoch => Box::new(offset_for_leader_epoch::OffsetForLeaderEpoch::open(&decode(body, version)?, context)),
         ApiKey::OffsetDelete => Box::new(offset_delete::OffsetDelete::open(&decode(body, version)?, context)),
         _ => return Err(format!("API {number} is not served")),
     };
