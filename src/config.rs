@@ -26,6 +26,10 @@ pub struct ServeConfig {
     pub memory_bytes: Option<u64>,
     /// Length of a segment file in bytes. `None` = [`SEGMENT_BYTES_DEFAULT`], but at most 1/64 of the file system.
     pub segment_bytes: Option<u32>,
+    /// How long a consumer group that was empty waits for more members before its first assignment, in ms.
+    pub initial_rebalance_delay_ms: u32,
+    /// How long a group's offsets are kept after its last member left or its last commit, in ms.
+    pub offset_retention_ms: u64,
     /// How disk and sockets are driven.
     pub io: IoMode,
     /// Listen on addresses that other machines reach although there is no authentication.
@@ -69,6 +73,8 @@ impl Default for ServeConfig {
             cores: None,
             memory_bytes: None,
             segment_bytes: None,
+            initial_rebalance_delay_ms: 3_000,
+            offset_retention_ms: OFFSET_RETENTION_MS_DEFAULT,
             io: IoMode::Auto,
             insecure: false,
             spin_us: 0,
@@ -167,6 +173,24 @@ pub const KNOBS: &[Knob] = &[
         hidden: false,
         set: |c, v| optional(v, segment_bytes).map(|v| c.segment_bytes = v),
         get: |c| or_auto(c.segment_bytes),
+    },
+    Knob {
+        key: "groups.initial_rebalance_delay_ms",
+        flag: "group-initial-rebalance-delay-ms",
+        value: "MILLISECONDS",
+        help: "How long an empty consumer group waits for more members before it divides the work, 0 to 60000. Members that start together are then served by one assignment instead of one each",
+        hidden: false,
+        set: |c, v| bounded(v, 0, 60_000).map(|n| c.initial_rebalance_delay_ms = n as u32),
+        get: |c| c.initial_rebalance_delay_ms.to_string(),
+    },
+    Knob {
+        key: "groups.offset_retention_ms",
+        flag: "group-offset-retention-ms",
+        value: "MILLISECONDS",
+        help: "How long a consumer group's offsets are kept after its last member left, or after the last commit if that was later, 1000 up; the default is 7 days",
+        hidden: false,
+        set: |c, v| bounded(v, 1_000, i64::MAX as u64).map(|n| c.offset_retention_ms = n),
+        get: |c| c.offset_retention_ms.to_string(),
     },
     Knob {
         key: "io.mode",
@@ -534,6 +558,8 @@ pub const ADMIN_PORT_DEFAULT: u16 = 9600;
 /// Segment length where the file system is large enough: long enough that rolling costs nothing, short
 /// enough that retention frees space in useful steps.
 pub const SEGMENT_BYTES_DEFAULT: u32 = 256 << 20;
+/// Seven days, as Kafka's.
+pub const OFFSET_RETENTION_MS_DEFAULT: u64 = 7 * 24 * 3_600_000;
 /// Shorter segments would hold little more than their footer.
 pub const SEGMENT_BYTES_MIN: u32 = 4 << 20;
 const SEGMENT_BYTES_MAX: u32 = 1 << 30;

@@ -26,6 +26,7 @@ use crate::config::{IoMode, Listen, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, Se
 use crate::device::fallback::ThreadDisk;
 use crate::device::janitor::{Janitor, JanitorHandle, JanitorOptions};
 use crate::device::probe::{Probe, RingRefused, raise_nofile};
+use crate::device::schedule;
 use crate::device::uring::UringDisk;
 use crate::device::volume::{Directory, FileVolume};
 use crate::device::wake::Waker;
@@ -40,7 +41,7 @@ use crate::router::letter::{Answer, Question};
 use crate::router::mailbox::{self, Mailboxes};
 use crate::router::shards::Shards;
 use crate::router::{Broker, Gauges, Router};
-use crate::shard::{self, Catalog, Shard, ShardConfig};
+use crate::shard::{self, Catalog, GroupsConfig, Shard, ShardConfig};
 use data_dir::{DataDir, DataDirError};
 use memory::CoreMemory;
 
@@ -288,6 +289,11 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
             shards,
             shard_count,
             segment_bytes,
+            groups: GroupsConfig {
+                initial_rebalance_delay_us: u64::from(config.initial_rebalance_delay_ms) * 1000,
+                offset_retention_ms: config.offset_retention_ms,
+                ..GroupsConfig::default()
+            },
             memory,
             driver: io.driver,
             directory: directory.clone(),
@@ -518,6 +524,7 @@ struct CoreThread {
     shards: Vec<ShardId>,
     shard_count: u16,
     segment_bytes: u32,
+    groups: GroupsConfig,
     memory: CoreMemory,
     driver: Driver,
     directory: Arc<Directory>,
@@ -541,6 +548,9 @@ impl CoreThread {
     fn run(self) -> Result<(), StartError> {
         if !core_affinity::set_for_current(core_affinity::CoreId { id: self.cpu }) {
             tracing::warn!("core thread {} can't be pinned to core {}; it runs wherever the system puts it", self.core, self.cpu);
+        }
+        if let Err(error) = schedule::let_others_in() {
+            tracing::debug!("core thread {} keeps the default time slice ({error}); flushes may wait for it", self.core);
         }
         let arena = Arena::new(self.memory.arena_bytes);
         let mut volume = FileVolume::new(self.directory.clone());
@@ -594,6 +604,7 @@ impl CoreThread {
         log.entropy = random_u64().map_err(system("reading /dev/urandom"))?;
         let mut config = ShardConfig::new(shard, self.shard_count, log);
         config.cold_read_bytes_max = config.log.read_bytes_max as u64;
+        config.groups = GroupsConfig { entropy: config.log.entropy, ..self.groups.clone() };
         let opened = Shard::open(config, arena.clone(), volume, self.clock.now()).map_err(|error| StartError::Shard { shard, error })?;
         let report = &opened.report;
         let before = match report.epoch {

@@ -990,10 +990,13 @@ impl World {
     fn idle(&mut self) -> Outcome<()> {
         let end_us = self.now.monotonic_us + 36_000;
         let only_when_asked = self.rng.one_in(2);
+        let mut steps = 0;
         while self.now.monotonic_us < end_us && !self.fenced && !self.disk.is_cut() {
             let deadline_us = self.log().next_deadline_us().filter(|_| only_when_asked);
             let at_us = if only_when_asked { deadline_us.unwrap_or(end_us) } else { self.now.monotonic_us + 1_500 };
             let wait_us = at_us.min(end_us).saturating_sub(self.now.monotonic_us);
+            steps += 1;
+            self.require(steps < PATIENCE_STEPS, "a log doesn't ask for a pump again and again that changes nothing")?;
             self.pass_time(wait_us);
             self.step()?;
             while self.disk.in_flight() > 0 && !self.disk.is_cut() {
@@ -1202,11 +1205,14 @@ impl World {
         self.read_hot(&read)?;
         let extents = read.extents.clone();
         let ticket = self.start_read(read);
+        let mut steps = 0;
         while let Some(ticket) = ticket
             && self.reads.contains_key(&ticket)
             && !self.disk.is_cut()
             && !self.fenced
         {
+            steps += 1;
+            self.require(steps < PATIENCE_STEPS, "a read under a lease comes to an end")?;
             self.disk.stall(false);
             self.step()?;
         }

@@ -293,6 +293,11 @@ impl Chunk {
         self.capacity
     }
 
+    /// What the arena charges for it, bytes.
+    pub fn charged_bytes(&self) -> usize {
+        self.memory.bytes
+    }
+
     /// Appended bytes, sealed or not.
     pub fn bytes(&self, range: Range<usize>) -> &[u8] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} appended bytes", self.len);

@@ -43,7 +43,7 @@ pub(super) struct OpenGroup {
 }
 
 /// A lone group waits for company only when so much is pending behind writes in flight.
-const OVERLAP_BYTES: usize = 16 << 10;
+const OVERLAP_BYTES: usize = 64 << 10;
 /// A group without frames.
 const MARK_BYTES: u32 = BLOCK_BYTES as u32;
 /// A group of `memory` frames is written when it has so many bytes, or after the flush time.

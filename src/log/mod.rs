@@ -97,7 +97,7 @@ impl LogConfig {
             ahead_bytes: 64 << 20,
             extend_step_bytes: 16 << 20,
             chunk_bytes,
-            commits_in_flight_max: 4,
+            commits_in_flight_max: 3,
             tail_cache_bytes: (memory_bytes * 5 / 8).max(4 * chunk_bytes as usize),
             run_bytes: 64 << 10,
             footer_cache_bytes: memory_bytes / 16,

@@ -179,8 +179,7 @@ impl Log {
         }
         while let Some((_, extents)) = self.reads.waiting.front() {
             let needed: usize = extents.iter().map(|e| e.len as usize + 2 * BLOCK_BYTES).sum();
-            let held: usize = self.chunks.iter().map(|t| t.chunk.capacity()).sum();
-            let used = self.arena.used_bytes().saturating_sub(held);
+            let used = self.bytes_beside_tail_cache();
             // A read larger than the budget goes alone.
             if used + needed > self.config.read_bytes_max && used > 0 && !self.reads.active.is_empty() {
                 break;
@@ -192,7 +191,9 @@ impl Log {
                     self.reads.waiting.push_front((ticket, extents));
                     continue;
                 }
-                if needed > self.arena.limit_bytes().saturating_sub(self.config.chunk_bytes as usize) {
+                // Nothing will be given back: only the open chunk is left.
+                let is_hopeless = self.chunks.len() <= 1 && self.bytes_beside_tail_cache() == 0;
+                if is_hopeless || needed > self.arena.limit_bytes().saturating_sub(self.config.chunk_bytes as usize) {
                     self.finish_read(ticket, &extents, Err(ReadError::Device(Fault::Os(libc::ENOMEM))));
                     continue;
                 }
@@ -200,6 +201,12 @@ impl Log {
                 break;
             }
         }
+    }
+
+    /// Charged to the arena by readers, this log's and others'.
+    fn bytes_beside_tail_cache(&self) -> usize {
+        let held: usize = self.chunks.iter().map(|tail| tail.chunk.charged_bytes()).sum();
+        self.arena.used_bytes().saturating_sub(held)
     }
 
     fn start_read(&mut self, ticket: u64, extents: Vec<Extent>) -> Result<(), Vec<Extent>> {

@@ -67,6 +67,13 @@ pub enum GroupAction {
     },
 }
 
+impl GroupAction {
+    /// The answer may be as late as the last member.
+    pub fn waits_for_others(&self) -> bool {
+        matches!(self, GroupAction::Join(_) | GroupAction::Sync(_))
+    }
+}
+
 /// A member as it names itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberRef {

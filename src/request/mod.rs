@@ -222,15 +222,12 @@ impl From<ErrorCode> for Failure {
 }
 
 impl Request<'_> {
-    /// The durability-independent partition this request is about, if it is about one.
+    /// The partition whose shard serves this request, if there is one.
     pub fn partition(&self) -> Option<PartitionId> {
         match self {
             Request::Produce { frame } => Some(frame.partition()),
             Request::Fetch(fetch) => Some(fetch.partition),
-            Request::ListOffset { partition, .. }
-            | Request::CommitOffset { partition, .. }
-            | Request::ReadOffset { partition, .. }
-            | Request::DescribeProducers { partition } => Some(*partition),
+            Request::ListOffset { partition, .. } | Request::DescribeProducers { partition } => Some(*partition),
             Request::EndTransaction(marker) => Some(marker.partition),
             _ => None,
         }

@@ -19,7 +19,7 @@ use crossbeam_utils::CachePadded;
 use ringmain_wire::control::{PartitionState, ShardStats, StatsReply, TopicDescription, TopicInfo};
 use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
-use crate::request::group::{Commit, GroupAction, GroupListing};
+use crate::request::group::GroupListing;
 use crate::request::transaction::{TransactionAction, TransactionListing};
 use crate::request::{Failure, Fetch, Now, Origin, Reply, Request};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
@@ -35,8 +35,8 @@ const QUESTIONS_PER_TURN: usize = 512;
 const QUESTION_BYTES_PER_TURN: usize = 1 << 20;
 /// Most that a fetch from another core returns: it is copied in one step.
 const FETCH_AWAY_BYTES: u32 = 256 << 10;
-/// Long polls at another core at a time; beyond, they are answered soon and come again. They would use up the slots
-/// that produce requests need.
+/// Long polls, joins and syncs at another core at a time; beyond, polls are answered soon and come again, members are
+/// told to. They would use up the slots that produce requests need.
 const WAITING_AWAY_MAX: usize = mailbox::SLOTS / 2;
 /// Wait of a long poll beyond `WAITING_AWAY_MAX`, in ms.
 const WAIT_SHORT_MS: u32 = 20;
@@ -99,7 +99,7 @@ pub struct Router {
     arrived: VecDeque<Delivery>,
     /// Shard 0's changes: cores that haven't applied them yet.
     unapplied: HashMap<u64, usize>,
-    /// By core: long polls there.
+    /// By core: long polls there, and joins and syncs, which wait for other members.
     waiting_away: Vec<HashSet<Origin>>,
 }
 
@@ -177,11 +177,12 @@ impl Router {
     #[inline]
     pub fn submit(&mut self, origin: Origin, request: &Request<'_>, now: Now) -> Result<Option<Reply>, Busy> {
         let shard = match request {
-            Request::Group(asked) => {
-                if let Some(partition) = self.unknown_partition_of(&asked.action) {
-                    return Ok(Some(unknown_partition(partition)));
+            Request::Group(asked) => self.catalog.coordinator(&asked.group),
+            Request::CommitOffset { consumer, partition, .. } | Request::ReadOffset { consumer, partition } => {
+                if self.catalog.partition(*partition).is_none() {
+                    return Ok(Some(unknown_partition(*partition)));
                 }
-                self.catalog.coordinator(&asked.group)
+                self.catalog.coordinator(consumer)
             }
             Request::ListGroups => return self.gather_groups(origin, now),
             Request::Transaction(asked) => {
@@ -194,12 +195,7 @@ impl Router {
             Request::Coordinators { ids } => {
                 return Ok(Some(Reply::Coordinators(ids.iter().map(|id| self.catalog.coordinator(id)).collect())));
             }
-            Request::Produce { .. }
-            | Request::Fetch(_)
-            | Request::ListOffset { .. }
-            | Request::CommitOffset { .. }
-            | Request::ReadOffset { .. }
-            | Request::DescribeProducers { .. } => {
+            Request::Produce { .. } | Request::Fetch(_) | Request::ListOffset { .. } | Request::DescribeProducers { .. } => {
                 let partition = request.partition().unwrap_or(PartitionId::STATE);
                 match self.catalog.partition(partition) {
                     Some(entry) => entry.shard,
@@ -305,6 +301,15 @@ impl Router {
                 }
                 let (max_bytes, min_bytes) = (fetch.max_bytes.min(FETCH_AWAY_BYTES), fetch.min_bytes.min(FETCH_AWAY_BYTES));
                 OwnedRequest::Fetch(Fetch { max_wait_ms: fetch.max_wait_ms.min(limit_ms), min_bytes, max_bytes, ..*fetch })
+            }
+            Request::Group(asked) if asked.action.waits_for_others() => {
+                if away.len() >= WAITING_AWAY_MAX {
+                    let reply = Reply::Failed(ErrorCode::Overloaded.into());
+                    self.arrived.push_back(Delivery { origin, shard, reply, moved: true });
+                    return Ok(());
+                }
+                away.insert(origin);
+                OwnedRequest::Group(asked.clone())
             }
             // A copy is made even if the ring turns out to be full; that is rare, and the connection then stops reading.
             request => OwnedRequest::copy(request).ok_or(Busy)?,
@@ -428,24 +433,9 @@ impl Router {
         shards
     }
 
-    /// A group's offsets live away from the partitions they are about, so that those exist is checked here.
-    fn unknown_partition_of(&self, action: &GroupAction) -> Option<PartitionId> {
-        let GroupAction::Commit(commit) = action else { return None };
-        self.unknown_partition_in(commit)
-    }
-
     fn unknown_partition_of_transaction(&self, action: &TransactionAction) -> Option<PartitionId> {
-        match action {
-            TransactionAction::AddPartitions { partitions, .. } => {
-                partitions.iter().copied().find(|partition| self.catalog.partition(*partition).is_none())
-            }
-            TransactionAction::CommitOffsets { commit, .. } => self.unknown_partition_in(commit),
-            _ => None,
-        }
-    }
-
-    fn unknown_partition_in(&self, commit: &Commit) -> Option<PartitionId> {
-        commit.offsets.iter().map(|offset| offset.partition).find(|partition| self.catalog.partition(*partition).is_none())
+        let TransactionAction::AddPartitions { partitions, .. } = action else { return None };
+        partitions.iter().copied().find(|partition| self.catalog.partition(*partition).is_none())
     }
 
     /// Asks each shard for its part. A shard that can't take the question now is left out of the answer.

@@ -170,6 +170,7 @@ impl Shard {
             catalog: self.config.is_catalog.then_some(&self.catalog),
             producer_ids_end: self.producer_ids_end_logged,
             partitions: &self.partitions,
+            groups: &self.groups,
             is_final,
         };
         let (records, next) = next_piece(&checkpoint.cursor, source);

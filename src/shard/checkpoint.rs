@@ -4,11 +4,15 @@
 //! durable or not, so that replaying the log from the checkpoint's begin, piece by piece and record by record
 //! in order, gives the same state as the shard has.
 
+use std::sync::Arc;
+
 use ringmain_wire::{PartitionId, TopicId};
 
 use super::catalog::{Catalog, CatalogChange};
+use super::group::Groups;
+use super::group::persist::offset_piece;
 use super::partition::{Partition, PartitionTable};
-use super::state_record::{BatchPiece, OffsetPiece, PartitionPiece, ProducerPiece, StateRecord, TopicPiece};
+use super::state_record::{BatchPiece, PartitionPiece, ProducerPiece, StateRecord, TopicPiece};
 
 /// A piece is ended after about so many bytes, well below DESIGN's 256 KiB: what one turn of a core thread can build.
 const PIECE_BYTES: usize = 64 << 10;
@@ -17,6 +21,8 @@ const PARTITIONS_PER_STEP: usize = 4096;
 const TOPIC_PARTITIONS_PER_PIECE: usize = 8192;
 const PARTITION_PIECE_BYTES: usize = 28;
 const PLACE_BYTES: usize = 6;
+/// Records of groups in one step.
+const GROUP_RECORDS_PER_STEP: usize = 256;
 
 /// How far a checkpoint is. Positions are entity numbers: entities that come or go meanwhile do no harm.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +35,10 @@ pub enum Cursor {
     Partitions { from: PartitionId },
     /// Idempotent producers, from this partition on.
     Producers { from: PartitionId },
-    /// Consumers' offsets, from this partition and after this consumer on.
-    Offsets { from: PartitionId, after: Option<Box<str>> },
+    /// Consumer groups, after this one on.
+    Groups { after: Option<Arc<str>> },
+    /// Their offsets, from this group and after this partition on.
+    GroupOffsets { from: Arc<str>, after: Option<PartitionId> },
     /// Everything is in the log.
     Done,
 }
@@ -44,6 +52,8 @@ pub struct Source<'a> {
     pub producer_ids_end: i64,
     /// The shard's partitions.
     pub partitions: &'a PartitionTable,
+    /// The shard's groups.
+    pub groups: &'a Groups,
     /// Nothing is appended after this checkpoint: reservations end where the offsets do.
     pub is_final: bool,
 }
@@ -55,7 +65,8 @@ pub fn next_piece(cursor: &Cursor, source: Source<'_>) -> (Vec<StateRecord>, Cur
         Cursor::Topics { from, index } => topics(*from, *index, source),
         Cursor::Partitions { from } => partitions(*from, source),
         Cursor::Producers { from } => producers(*from, source),
-        Cursor::Offsets { from, after } => offsets(*from, after.as_deref(), source),
+        Cursor::Groups { after } => groups(after.as_deref(), source),
+        Cursor::GroupOffsets { from, after } => group_offsets(from, *after, source),
         Cursor::Done => (Vec::new(), Cursor::Done),
     }
 }
@@ -126,7 +137,7 @@ fn partition_piece(partition: &Partition, is_final: bool) -> PartitionPiece {
 fn producers(mut from: PartitionId, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
     for _ in 0..PARTITIONS_PER_STEP {
         let Some(partition) = source.partitions.next_from(from) else {
-            return (Vec::new(), Cursor::Offsets { from: PartitionId(0), after: None });
+            return (Vec::new(), Cursor::Groups { after: None });
         };
         from = PartitionId(partition.id.0 + 1);
         let Some(table) = partition.producers.as_deref().filter(|table| !table.is_empty()) else { continue };
@@ -146,34 +157,55 @@ fn producers(mut from: PartitionId, source: Source<'_>) -> (Vec<StateRecord>, Cu
     (Vec::new(), Cursor::Producers { from })
 }
 
-fn offsets(mut from: PartitionId, mut after: Option<&str>, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
-    for _ in 0..PARTITIONS_PER_STEP {
-        let Some(partition) = source.partitions.next_from(from) else { return (Vec::new(), Cursor::Done) };
-        if partition.id != from {
-            after = None;
-        }
-        let (mut pieces, mut bytes) = (Vec::new(), 0);
-        for (consumer, committed) in partition.offsets.iter().flat_map(|offsets| offsets.logged_after(after)) {
-            if bytes >= PIECE_BYTES {
-                let last = pieces.last().map(|piece: &OffsetPiece| piece.consumer.as_str().into());
-                let record = StateRecord::ConsumerOffsets { partition: partition.id.0, offsets: pieces };
-                return (vec![record], Cursor::Offsets { from: partition.id, after: last });
-            }
-            bytes += 32 + consumer.len() + committed.metadata.len();
-            pieces.push(OffsetPiece {
-                consumer: consumer.to_owned(),
-                offset: committed.offset.0,
-                metadata: committed.metadata.to_string(),
-            });
-        }
-        from = PartitionId(partition.id.0 + 1);
-        after = None;
-        if !pieces.is_empty() {
-            return (
-                vec![StateRecord::ConsumerOffsets { partition: partition.id.0, offsets: pieces }],
-                Cursor::Offsets { from, after: None },
-            );
+/// A group's records stay together: its members count once all of them have been replayed.
+fn groups(after: Option<&str>, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    for (name, group) in source.groups.after(after) {
+        let from = records.len();
+        records.extend(group.records());
+        records.extend(group.staged_records());
+        bytes += records[from..].iter().map(|record| 128 + name.len() + group_record_bytes(record)).sum::<usize>();
+        if bytes >= PIECE_BYTES || records.len() >= GROUP_RECORDS_PER_STEP {
+            return (records, Cursor::Groups { after: Some(name.clone()) });
         }
     }
-    (Vec::new(), Cursor::Offsets { from, after: None })
+    (records, Cursor::GroupOffsets { from: "".into(), after: None })
+}
+
+fn group_record_bytes(record: &StateRecord) -> usize {
+    match record {
+        StateRecord::GroupMembers { members, .. } => {
+            members.iter().map(|member| 128 + member.metadata.len() + member.assignment.len()).sum()
+        }
+        StateRecord::GroupStaged { offsets, .. } => offsets.iter().map(|offset| 32 + offset.metadata.len()).sum(),
+        _ => 0,
+    }
+}
+
+fn group_offsets(from: &Arc<str>, after: Option<PartitionId>, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    let (mut records, mut bytes, mut from, mut after) = (Vec::new(), 0, from.clone(), after);
+    while let Some((name, group)) = source.groups.from(&from) {
+        if *name != from {
+            (from, after) = (name.clone(), None);
+        }
+        let mut offsets = Vec::new();
+        for (partition, committed) in group.offsets.logged_after(after) {
+            if bytes >= PIECE_BYTES {
+                break;
+            }
+            bytes += 48 + committed.metadata.len();
+            offsets.push(offset_piece(partition, committed));
+            after = Some(partition);
+        }
+        if !offsets.is_empty() {
+            bytes += 64 + name.len();
+            records.push(StateRecord::GroupOffsets { group: name.to_string(), offsets });
+        }
+        if bytes >= PIECE_BYTES || records.len() >= GROUP_RECORDS_PER_STEP {
+            return (records, Cursor::GroupOffsets { from, after });
+        }
+        // The next name in order: nothing lies between a name and itself with a zero byte behind it.
+        (from, after) = (format!("{name}\0").into(), None);
+    }
+    (records, Cursor::Done)
 }

@@ -33,6 +33,8 @@ pub struct Counters {
     pub waiting_acks: u64,
     /// Idempotent producers remembered now, over all partitions.
     pub producers: u64,
-    /// Bytes charged for consumers' offsets now.
-    pub consumer_offset_bytes: u64,
+    /// Consumer groups now.
+    pub groups: u64,
+    /// Bytes charged for groups and their offsets now.
+    pub group_bytes: u64,
 }

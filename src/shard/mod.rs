@@ -15,7 +15,8 @@
 //! | `produce`, `ack` | appending, idempotence, offset reservation; who waits for which commit group |
 //! | `read`, `fetch` | fetch, offsets by time; fetches that wait |
 //! | `catalog`, `topics` | topics and partitions as a pure state machine; shard 0 decides, all apply |
-//! | `offsets`, `producer_state` | what consumers committed; what idempotent producers sent last |
+//! | `group` | consumer groups and the offsets they committed |
+//! | `producer_state` | what idempotent producers sent last |
 //! | `state_record`, `checkpoint`, `recovery` | what goes into the log for the next start, and back |
 //! | `background` | retention, expiry, checkpoints and the stop, in bounded steps |
 
@@ -25,8 +26,8 @@ pub mod catalog;
 mod checkpoint;
 mod counters;
 mod fetch;
+mod group;
 mod id_table;
-mod offsets;
 mod partition;
 mod produce;
 mod producer_state;
@@ -50,11 +51,13 @@ use crate::request::{Extent, Failure, Now, Origin, Reply, Request};
 
 pub use catalog::{Catalog, CatalogChange};
 pub use counters::Counters;
+pub use group::GroupsConfig;
 
 use ack::{AckQueue, Advances};
 use background::Background;
 use fetch::Waits;
-use offsets::Committed;
+use group::Groups;
+use group::serve::LoggedCommit;
 use partition::{NONE, Partition, PartitionTable};
 use read::{FooterWait, ReadFor};
 use recovery::Recovery;
@@ -77,8 +80,8 @@ pub struct ShardConfig {
     pub producers_per_partition_max: usize,
     /// … and in the whole shard; then a partition's oldest goes, or a new producer gets `Overloaded`.
     pub producers_max: usize,
-    /// Memory of consumers' offsets; more get `LimitExceeded`.
-    pub consumer_offset_bytes_max: usize,
+    /// Bounds of consumer groups and their offsets.
+    pub groups: GroupsConfig,
     /// Waiting fetches; more get `Overloaded`.
     pub waiting_fetches_max: usize,
     /// A fetch reply has no more frame bytes than this, one run excepted.
@@ -110,11 +113,11 @@ impl ShardConfig {
             // A reply must find memory beside the one that is being sent.
             fetch_bytes_max: (log.read_bytes_max / 2).clamp(64 << 10, 8 << 20) as u32,
             cold_read_bytes_max: log.read_bytes_max as u64,
+            groups: GroupsConfig { entropy: log.entropy, ..GroupsConfig::default() },
             log,
             partitions_max: catalog::PARTITIONS_LIMIT,
             producers_per_partition_max: 1_000,
             producers_max: 100_000,
-            consumer_offset_bytes_max: 16 << 20,
             waiting_fetches_max: 65_536,
             retention_interval_us: 5_000_000,
             checkpoint_after_state_bytes: 32 << 20,
@@ -169,11 +172,31 @@ impl std::error::Error for OpenError {}
 /// What happens once a state record is durable.
 #[derive(Debug)]
 enum Deferred {
-    Reserved { partition: PartitionId, end: Offset },
-    LogStart { partition: PartitionId, offset: Offset },
-    Commit { origin: Origin, partition: PartitionId, consumer: Box<str>, committed: Committed },
-    Catalog { origin: Origin, change: CatalogChange, answer: Reply },
-    ProducerIds { end: i64 },
+    Reserved {
+        partition: PartitionId,
+        end: Offset,
+    },
+    LogStart {
+        partition: PartitionId,
+        offset: Offset,
+    },
+    Commit(Box<LoggedCommit>),
+    /// Nothing more than the answer.
+    Answer {
+        origin: Origin,
+        answer: Box<Reply>,
+    },
+    Group {
+        ticket: u64,
+    },
+    Catalog {
+        origin: Origin,
+        change: CatalogChange,
+        answer: Reply,
+    },
+    ProducerIds {
+        end: i64,
+    },
     CheckpointEnd,
 }
 
@@ -226,6 +249,10 @@ pub struct Shard {
     producer_ids_end_logged: i64,
     producer_id_waits: VecDeque<Origin>,
 
+    groups: Groups,
+    /// Offsets in [`Deferred::Commit`]s.
+    offsets_deferred: usize,
+
     background: Background,
     counters: Counters,
 }
@@ -275,11 +302,14 @@ impl Shard {
     }
 
     fn new(config: ShardConfig, log: Log, recovery: Recovery, now: Now) -> Shard {
+        let mut groups = recovery.groups;
+        // A member's record must fit into a segment.
+        let member_bytes_max = config.groups.member_bytes_max.min(log.max_frame_bytes() as usize / 4);
+        groups.begin(GroupsConfig { member_bytes_max, ..config.groups.clone() }, now);
         let flushed = log.flushed();
         let mut counters = Counters::default();
         for partition in recovery.partitions.iter() {
             counters.producers += partition.producers.as_ref().map_or(0, |table| table.len() as u64);
-            counters.consumer_offset_bytes += partition.offsets.as_ref().map_or(0, |offsets| offsets.charged_bytes() as u64);
         }
         Shard {
             waits: Waits::default(),
@@ -315,6 +345,8 @@ impl Shard {
             producer_ids_end: recovery.producer_ids_end,
             producer_ids_end_logged: recovery.producer_ids_end,
             producer_id_waits: VecDeque::new(),
+            groups,
+            offsets_deferred: 0,
             counters,
         }
     }
@@ -338,10 +370,7 @@ impl Shard {
                 self.read_offset(origin, consumer, *partition);
                 Ok(())
             }
-            Request::Group(_) => {
-                self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "groups are not served yet"));
-                Ok(())
-            }
+            Request::Group(request) => self.group_request(origin, request, now),
             Request::Transaction(_) | Request::CheckTransaction(_) | Request::EndTransaction(_) | Request::DescribeProducers { .. } => {
                 self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "transactions are not served yet"));
                 Ok(())
@@ -351,7 +380,8 @@ impl Shard {
                 Ok(())
             }
             Request::ShardGroups => {
-                self.reply(origin, Reply::Groups(Vec::new()));
+                let groups = self.groups.list();
+                self.reply(origin, Reply::Groups(groups));
                 Ok(())
             }
             Request::InitProducer => self.init_producer(origin, now),
@@ -398,6 +428,7 @@ impl Shard {
         while let Some(index) = self.waits.expired(now.monotonic_us) {
             self.look_again(index, now);
         }
+        self.groups_step(now);
         self.background_step(now);
         self.log.pump(now);
         self.take_log_events(now);
@@ -432,13 +463,14 @@ impl Shard {
 
     /// Monotonic time at which [`Shard::pump`] has something to do; `None` = nothing until woken.
     pub fn next_deadline_us(&self) -> Option<u64> {
-        let deadlines = [self.waits.next_deadline_us(), self.background.deadline_us(), self.log.next_deadline_us()];
+        let groups = if self.fault.is_none() && !self.stopping { self.groups.next_deadline_us() } else { None };
+        let deadlines = [self.waits.next_deadline_us(), self.background.deadline_us(), self.log.next_deadline_us(), groups];
         deadlines.into_iter().flatten().min()
     }
 
     /// Background work wants another pump soon, after everything else had its turn.
     pub fn has_backlog(&self) -> bool {
-        self.background.has_backlog() || self.log.has_backlog()
+        self.background.has_backlog() || self.log.has_backlog() || (self.groups.has_round() && !self.stopping && self.fault.is_none())
     }
 
     /// An extent of a fetch reply, if it is still in the tail cache.
@@ -465,6 +497,8 @@ impl Shard {
         while let Some(index) = self.waits.first() {
             self.look_again(index, now);
         }
+        self.groups.stop();
+        self.take_group_replies();
     }
 
     /// The stop is complete (or the shard fenced): nothing is left to be done on the disk.
@@ -474,7 +508,13 @@ impl Shard {
 
     /// What it counted, and how much waits now.
     pub fn counters(&self) -> Counters {
-        Counters { waiting_fetches: self.fetches_waiting() as u64, waiting_acks: self.acks_waiting() as u64, ..self.counters }
+        Counters {
+            waiting_fetches: self.fetches_waiting() as u64,
+            waiting_acks: self.acks_waiting() as u64,
+            groups: self.groups.len() as u64,
+            group_bytes: self.groups.charged_bytes() as u64,
+            ..self.counters
+        }
     }
 
     /// What its log counted.
@@ -542,13 +582,11 @@ impl Shard {
                 }
             }
             Deferred::LogStart { partition, offset } => self.cut(partition, offset, now),
-            Deferred::Commit { origin, partition, consumer, committed } => {
-                let Some(partition) = self.partitions.get_mut(partition) else {
-                    return self.fail(origin, ErrorCode::UnknownPartition.into());
-                };
-                let change = partition.offsets.get_or_insert_default().flushed(&consumer, sequence, committed);
-                self.charge_offsets(change);
-                self.reply(origin, Reply::Committed);
+            Deferred::Commit(commit) => self.commit_durable(sequence, *commit),
+            Deferred::Answer { origin, answer } => self.reply(origin, *answer),
+            Deferred::Group { ticket } => {
+                self.groups.durable(ticket);
+                self.take_group_replies();
             }
             Deferred::Catalog { origin, change, answer } => {
                 self.next_change_id += 1;
@@ -570,8 +608,13 @@ impl Shard {
         lost.extend(self.acks_on_write.drain_beyond(self.written));
         for (_, deferred) in std::mem::take(&mut self.deferred) {
             match deferred {
-                Deferred::Commit { origin, .. } | Deferred::Catalog { origin, .. } => lost.push(origin),
-                Deferred::Reserved { .. } | Deferred::LogStart { .. } | Deferred::ProducerIds { .. } | Deferred::CheckpointEnd => {}
+                Deferred::Commit(commit) => lost.push(commit.origin),
+                Deferred::Answer { origin, .. } | Deferred::Catalog { origin, .. } => lost.push(origin),
+                Deferred::Group { .. }
+                | Deferred::Reserved { .. }
+                | Deferred::LogStart { .. }
+                | Deferred::ProducerIds { .. }
+                | Deferred::CheckpointEnd => {}
             }
         }
         lost.extend(self.producer_id_waits.drain(..));
@@ -579,6 +622,9 @@ impl Shard {
             let failure = self.fenced_failure();
             self.fail(origin, failure);
         }
+        let failure = self.fenced_failure();
+        self.groups.fenced(&failure);
+        self.take_group_replies();
         self.background.fenced();
     }
 
@@ -615,20 +661,27 @@ impl Shard {
 
     /// What an append error means to whoever asked.
     fn append_failed(&mut self, origin: Origin, error: AppendError) -> Result<(), Busy> {
+        if error == AppendError::Busy {
+            return Err(Busy);
+        }
+        let failure = self.append_failure(error);
+        self.fail(origin, failure);
+        Ok(())
+    }
+
+    fn append_failure(&mut self, error: AppendError) -> Failure {
         match error {
-            AppendError::Busy => return Err(Busy),
-            AppendError::DiskFull => self.fail(origin, ErrorCode::DiskFull.into()),
+            AppendError::Busy => ErrorCode::Overloaded.into(),
+            AppendError::DiskFull => ErrorCode::DiskFull.into(),
             AppendError::TooLarge { limit_bytes } => {
                 let message = format!("a segment of this broker takes batches of up to {limit_bytes} bytes; raise --segment-bytes");
-                self.fail(origin, Failure::new(ErrorCode::MessageTooLarge, message));
+                Failure::new(ErrorCode::MessageTooLarge, message)
             }
             AppendError::Fenced(fault) => {
                 self.fault.get_or_insert(fault);
-                let failure = self.fenced_failure();
-                self.fail(origin, failure);
+                self.fenced_failure()
             }
         }
-        Ok(())
     }
 
     fn reply(&mut self, origin: Origin, reply: Reply) {
@@ -675,68 +728,6 @@ impl Shard {
         }
     }
 
-    fn commit_offset(
-        &mut self,
-        origin: Origin,
-        consumer: &str,
-        id: PartitionId,
-        offset: Offset,
-        metadata: &str,
-        now: Now,
-    ) -> Result<(), Busy> {
-        if let Some(failure) = self.refusal().or_else(|| bad_consumer(consumer)) {
-            self.fail(origin, failure);
-            return Ok(());
-        }
-        if metadata.len() > offsets::METADATA_MAX_BYTES {
-            let message = format!("{} bytes of metadata; at most {} are kept", metadata.len(), offsets::METADATA_MAX_BYTES);
-            self.fail(origin, Failure::new(ErrorCode::InvalidArgument, message));
-            return Ok(());
-        }
-        let Some(partition) = self.partitions.get(id) else {
-            self.fail(origin, ErrorCode::UnknownPartition.into());
-            return Ok(());
-        };
-        let growth = partition.offsets.as_ref().map_or(consumer.len() + metadata.len(), |offsets| offsets.growth_bytes(consumer, metadata));
-        if self.counters.consumer_offset_bytes + growth as u64 > self.config.consumer_offset_bytes_max as u64 {
-            let message = format!("consumers' offsets fill their {} bytes of memory", self.config.consumer_offset_bytes_max);
-            self.fail(origin, Failure::new(ErrorCode::LimitExceeded, message));
-            return Ok(());
-        }
-        let committed = Committed { offset, metadata: metadata.into() };
-        let piece = state_record::OffsetPiece { consumer: consumer.to_owned(), offset: offset.0, metadata: metadata.to_owned() };
-        let record = StateRecord::ConsumerOffset { partition: id.0, offset: piece };
-        let deferred = Deferred::Commit { origin, partition: id, consumer: consumer.into(), committed: committed.clone() };
-        match self.log_state(&record, Some(deferred), now) {
-            Ok(sequence) => {
-                let change =
-                    self.partitions.get_mut(id).map_or(0, |p| p.offsets.get_or_insert_default().logged(consumer, sequence, committed));
-                self.charge_offsets(change);
-                Ok(())
-            }
-            Err(error) => self.append_failed(origin, error),
-        }
-    }
-
-    fn read_offset(&mut self, origin: Origin, consumer: &str, id: PartitionId) {
-        if let Some(failure) = bad_consumer(consumer) {
-            return self.fail(origin, failure);
-        }
-        let Some(partition) = self.partitions.get(id) else {
-            return self.fail(origin, ErrorCode::UnknownPartition.into());
-        };
-        let committed = partition.offsets.as_ref().and_then(|offsets| offsets.durable(consumer));
-        let reply = Reply::ConsumerOffset {
-            offset: committed.map(|committed| committed.offset),
-            metadata: committed.map_or_else(String::new, |committed| committed.metadata.to_string()),
-        };
-        self.reply(origin, reply);
-    }
-
-    fn charge_offsets(&mut self, change: isize) {
-        self.counters.consumer_offset_bytes = self.counters.consumer_offset_bytes.saturating_add_signed(change as i64);
-    }
-
     fn init_producer(&mut self, origin: Origin, now: Now) -> Result<(), Busy> {
         let refusal =
             if self.config.is_catalog { self.refusal() } else { Some(Failure::new(ErrorCode::Internal, "producer ids come from shard 0")) };
@@ -781,10 +772,4 @@ impl Shard {
         self.producer_id_next += 1;
         self.reply(origin, Reply::Producer { producer_id, producer_epoch: 0 });
     }
-}
-
-fn bad_consumer(consumer: &str) -> Option<Failure> {
-    let max = offsets::CONSUMER_NAME_MAX_BYTES;
-    (consumer.is_empty() || consumer.len() > max)
-        .then(|| Failure::new(ErrorCode::InvalidArgument, format!("a consumer's name has 1 to {max} bytes, got {}", consumer.len())))
 }

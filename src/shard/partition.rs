@@ -4,7 +4,6 @@ use ringmain_wire::control::Durability;
 use ringmain_wire::{Offset, PartitionId};
 
 use super::id_table::IdTable;
-use super::offsets::ConsumerOffsets;
 use super::producer_state::ProducerTable;
 use crate::request::PartitionConfig;
 
@@ -42,8 +41,6 @@ pub struct Partition {
     pub appended_bytes: u64,
     /// Idempotent producers; `None` until there is one.
     pub producers: Option<Box<ProducerTable>>,
-    /// Consumers' offsets; `None` until there is one.
-    pub offsets: Option<Box<ConsumerOffsets>>,
 }
 
 // 100,000 partitions at less than 1 KiB each, table entry included (issue: memory).
@@ -66,7 +63,6 @@ impl Partition {
             reserve_at: Offset(0),
             appended_bytes: 0,
             producers: None,
-            offsets: None,
         };
         partition.plan_reservation();
         partition

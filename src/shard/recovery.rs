@@ -4,10 +4,10 @@ use ringmain_wire::control::Durability;
 use ringmain_wire::{DEFAULT_MAX_MESSAGE_BYTES, FrameHeader, MAX_MESSAGE_BYTES_LIMIT, Offset, PartitionId, ProducerId};
 
 use super::catalog::Catalog;
-use super::offsets::Committed;
+use super::group::{Groups, Incoming};
 use super::partition::{Partition, PartitionTable};
 use super::producer_state::{Batch, Stored};
-use super::state_record::{OffsetPiece, PartitionPiece, ProducerPiece, StateError, StateRecord};
+use super::state_record::{GroupOffsetPiece, OffsetPiece, PartitionPiece, ProducerPiece, StateError, StateRecord};
 use crate::log::Replay;
 use crate::request::PartitionConfig;
 
@@ -31,6 +31,9 @@ pub struct Recovery {
     pub producer_ids_end: i64,
     /// The first state record that couldn't be read.
     pub error: Option<StateError>,
+    /// Consumer groups; they come to life with `Groups::begin`.
+    pub groups: Groups,
+    incoming: Incoming,
     producers_per_partition_max: usize,
 }
 
@@ -104,6 +107,13 @@ impl Recovery {
             StateRecord::Partitions(pieces) => pieces.into_iter().for_each(|piece| self.piece(piece)),
             StateRecord::Producers { partition, producers } => self.producers(partition, producers),
             StateRecord::ConsumerOffsets { partition, offsets } => offsets.into_iter().for_each(|offset| self.offset(partition, offset)),
+            StateRecord::Group(_)
+            | StateRecord::GroupMembers { .. }
+            | StateRecord::GroupOffsets { .. }
+            | StateRecord::GroupStaged { .. }
+            | StateRecord::GroupDecided { .. }
+            | StateRecord::GroupOffsetsForgotten { .. }
+            | StateRecord::GroupDeleted { .. } => self.groups.replay(&mut self.incoming, record),
         }
     }
 
@@ -132,7 +142,8 @@ impl Recovery {
     }
 
     fn offset(&mut self, partition: u32, piece: OffsetPiece) {
-        let committed = Committed { offset: Offset(piece.offset), metadata: piece.metadata.into() };
-        self.partition(partition).offsets.get_or_insert_default().restore(&piece.consumer, committed);
+        let OffsetPiece { consumer, offset, metadata } = piece;
+        let offsets = vec![GroupOffsetPiece { partition, offset, leader_epoch: -1, metadata, commit_ms: 0 }];
+        self.groups.replay(&mut self.incoming, StateRecord::GroupOffsets { group: consumer, offsets });
     }
 }

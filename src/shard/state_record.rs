@@ -36,7 +36,7 @@ pub enum StateRecord {
         /// First offset that stays.
         offset: u64,
     },
-    /// Where a consumer is.
+    /// Where a consumer is: a group's offset in one partition. Written by earlier builds.
     ConsumerOffset {
         /// Which.
         partition: u32,
@@ -61,13 +61,124 @@ pub enum StateRecord {
         /// Its producers.
         producers: Vec<ProducerPiece>,
     },
-    /// Checkpoint: some consumers of one partition.
+    /// Checkpoint: some consumers of one partition. Written by earlier builds.
     ConsumerOffsets {
         /// Which.
         partition: u32,
         /// Its consumers.
         offsets: Vec<OffsetPiece>,
     },
+    /// A group without its offsets; its members follow.
+    Group(Box<GroupPiece>),
+    /// Members of a group.
+    GroupMembers {
+        /// Which.
+        group: String,
+        /// That of the [`GroupPiece`] they belong to.
+        stamp: u64,
+        /// Some or all.
+        members: Vec<MemberPiece>,
+    },
+    /// Committed offsets of a group.
+    GroupOffsets {
+        /// Which.
+        group: String,
+        /// By partition.
+        offsets: Vec<GroupOffsetPiece>,
+    },
+    /// Offsets that a transaction will commit.
+    GroupStaged {
+        /// Which.
+        group: String,
+        /// Whose.
+        producer_id: i64,
+        /// Of which incarnation.
+        producer_epoch: u16,
+        /// By partition.
+        offsets: Vec<GroupOffsetPiece>,
+    },
+    /// That transaction is decided.
+    GroupDecided {
+        /// Which group.
+        group: String,
+        /// Whose transaction.
+        producer_id: i64,
+        /// Of which incarnation.
+        producer_epoch: u16,
+        /// What was staged takes effect.
+        commit: bool,
+    },
+    /// Offsets of a group are forgotten.
+    GroupOffsetsForgotten {
+        /// Which.
+        group: String,
+        /// Where.
+        partitions: Vec<u32>,
+    },
+    /// A group and its offsets are gone.
+    GroupDeleted {
+        /// Which.
+        group: String,
+    },
+}
+
+/// A group without offsets and members.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct GroupPiece {
+    /// Its name.
+    pub group: String,
+    /// Tells one picture of it from another.
+    pub stamp: u64,
+    /// 0 empty, 1 preparing, 2 completing, 3 stable.
+    pub phase: u8,
+    /// 0 = there was none.
+    pub generation: i32,
+    /// Kind.
+    pub protocol_type: String,
+    /// Of the generation.
+    pub protocol: String,
+    /// Member id.
+    pub leader: String,
+    /// When it lost its last member, ms since the Unix epoch.
+    pub empty_since_ms: i64,
+    /// Members that follow.
+    pub member_count: u32,
+}
+
+/// A member of a group.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct MemberPiece {
+    /// Its id.
+    pub member_id: String,
+    /// Its own name, if it is static.
+    pub instance_id: Option<String>,
+    /// What the client calls itself.
+    pub client_id: String,
+    /// Where it connects from.
+    pub client_host: String,
+    /// Silent for longer = gone.
+    pub session_timeout_ms: u32,
+    /// Longest time to rejoin.
+    pub rebalance_timeout_ms: u32,
+    /// For the generation's protocol.
+    pub metadata: Vec<u8>,
+    /// Its share.
+    pub assignment: Vec<u8>,
+}
+
+/// A committed offset.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct GroupOffsetPiece {
+    /// Where.
+    pub partition: u32,
+    /// The next offset wanted.
+    pub offset: u64,
+    /// Of the last record read; −1 = unknown.
+    pub leader_epoch: i32,
+    /// As sent.
+    pub metadata: String,
+    /// When, ms since the Unix epoch.
+    pub commit_ms: i64,
 }
 
 /// Part of a topic.

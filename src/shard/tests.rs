@@ -21,20 +21,20 @@ const SEGMENT_BYTES: u32 = 256 << 10;
 const TURN_US: u64 = 100;
 const TURNS_MAX: usize = 20_000;
 
-fn shard_config() -> ShardConfig {
+pub(super) fn shard_config() -> ShardConfig {
     let log =
         LogConfig { chunk_bytes: 32 << 10, tail_cache_bytes: 256 << 10, entropy: 7, ..LogConfig::new(ShardId(0), SEGMENT_BYTES, 1 << 20) };
     ShardConfig::new(ShardId(0), 1, log)
 }
 
 /// A shard, its disk, and what a core thread would do around them.
-struct Rig {
-    disk: SimDisk,
-    shard: Shard,
-    now: Now,
+pub(super) struct Rig {
+    pub(super) disk: SimDisk,
+    pub(super) shard: Shard,
+    pub(super) now: Now,
     config: ShardConfig,
     next_request: u64,
-    answers: HashMap<u64, Reply>,
+    pub(super) answers: HashMap<u64, Reply>,
     /// Requests in the order of their answers.
     answered: Vec<u64>,
     events: Vec<ShardEvent>,
@@ -53,7 +53,7 @@ impl Rig {
         rig
     }
 
-    fn open(mut disk: SimDisk, config: ShardConfig, now: Now) -> Rig {
+    pub(super) fn open(mut disk: SimDisk, config: ShardConfig, now: Now) -> Rig {
         let arena = Arena::new(64 << 20);
         let Opened { mut shard, live_files, report } = Shard::open(config.clone(), arena, &mut disk, now).unwrap();
         let files = disk.list().unwrap();
@@ -74,7 +74,7 @@ impl Rig {
     }
 
     /// The process dies; what had completed stays.
-    fn kill(self) -> Rig {
+    pub(super) fn kill(self) -> Rig {
         let Rig { disk, config, now, shard, .. } = self;
         drop(shard);
         disk.process_crash();
@@ -83,14 +83,14 @@ impl Rig {
     }
 
     /// The power fails.
-    fn power_cut(self) -> Rig {
+    pub(super) fn power_cut(self) -> Rig {
         let Rig { disk, config, now, shard, .. } = self;
         drop(shard);
         disk.power_cut();
         Rig::open(disk, config, now)
     }
 
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         self.shard.stop(self.now);
         self.turns_until(|rig| rig.shard.is_stopped());
     }
@@ -126,17 +126,17 @@ impl Rig {
         }
     }
 
-    fn pass(&mut self, us: u64) {
+    pub(super) fn pass(&mut self, us: u64) {
         let before_ms = self.now.monotonic_us / 1000;
         self.now.monotonic_us += us;
         self.now.wall_ms += (self.now.monotonic_us / 1000 - before_ms) as i64;
     }
 
-    fn turns(&mut self, count: usize) {
+    pub(super) fn turns(&mut self, count: usize) {
         (0..count).for_each(|_| self.turn());
     }
 
-    fn turns_until(&mut self, done: impl Fn(&Rig) -> bool) {
+    pub(super) fn turns_until(&mut self, done: impl Fn(&Rig) -> bool) {
         for _ in 0..TURNS_MAX {
             if done(self) {
                 return;
@@ -147,7 +147,7 @@ impl Rig {
     }
 
     /// Until nothing is under way.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.turns_until(|rig| rig.disk.in_flight() == 0 && rig.shard.log.flushed() == rig.shard.flushed && !rig.shard.has_backlog());
         self.turns(300);
     }
@@ -170,25 +170,33 @@ impl Rig {
         panic!("busy for {TURNS_MAX} turns");
     }
 
-    fn send(&mut self, request: &Request<'_>) -> u64 {
+    /// Hands a request in; `None` = busy.
+    pub(super) fn try_send(&mut self, request: &Request<'_>) -> Option<u64> {
+        let origin = self.origin(1);
+        self.shard.handle(origin, request, self.now).ok()?;
+        self.collect();
+        Some(origin.request)
+    }
+
+    pub(super) fn send(&mut self, request: &Request<'_>) -> u64 {
         self.send_from(1, request)
     }
 
-    fn answer(&mut self, request: u64) -> Reply {
+    pub(super) fn answer(&mut self, request: u64) -> Reply {
         self.turns_until(|rig| rig.answers.contains_key(&request));
         self.answers.remove(&request).unwrap()
     }
 
-    fn ask(&mut self, request: &Request<'_>) -> Reply {
+    pub(super) fn ask(&mut self, request: &Request<'_>) -> Reply {
         let sent = self.send(request);
         self.answer(sent)
     }
 
-    fn is_answered(&self, request: u64) -> bool {
+    pub(super) fn is_answered(&self, request: u64) -> bool {
         self.answers.contains_key(&request)
     }
 
-    fn create(&mut self, name: &str, partition_count: u32, config: TopicConfig) -> TopicInfo {
+    pub(super) fn create(&mut self, name: &str, partition_count: u32, config: TopicConfig) -> TopicInfo {
         match self.ask(&Request::CreateTopic(CreateTopic { name: name.into(), partition_count, config })) {
             Reply::Topic(info) => *info,
             other => panic!("{other:?}"),
@@ -282,10 +290,9 @@ impl Rig {
     }
 
     /// What another start must come to: everything that replay rebuilds.
-    fn summary(&self) -> Summary {
+    pub(super) fn summary(&self) -> Summary {
         let shard = &self.shard;
         let partitions = shard.partitions.iter().map(|partition| {
-            let offsets = partition.offsets.iter().flat_map(|offsets| offsets.logged_after(None));
             let producers = partition.producers.iter().flat_map(|table| table.in_order_of_use());
             PartitionSummary {
                 id: partition.id.0,
@@ -293,7 +300,6 @@ impl Rig {
                 next_offset: partition.next_offset.0,
                 reserved_end: partition.reserved_end_logged.0,
                 producers: producers.map(|(id, state)| (id.0, state.epoch, state.last_append_ms, state.stored().to_vec())).collect(),
-                offsets: offsets.map(|(consumer, committed)| (consumer.to_owned(), committed.clone())).collect(),
             }
         });
         Summary {
@@ -301,12 +307,14 @@ impl Rig {
             topics: shard.catalog.topics().map(catalog::Topic::info).collect(),
             numbers: shard.catalog.next_numbers(),
             producer_ids_end: shard.producer_ids_end_logged,
+            groups: shard.groups.summary(),
         }
     }
 }
 
 #[derive(Debug, PartialEq)]
-struct Summary {
+pub(super) struct Summary {
+    groups: Vec<group::GroupSummary>,
     partitions: Vec<PartitionSummary>,
     topics: Vec<TopicInfo>,
     numbers: (u32, u32),
@@ -320,10 +328,9 @@ struct PartitionSummary {
     next_offset: u64,
     reserved_end: u64,
     producers: Vec<(i64, u16, i64, Vec<producer_state::Stored>)>,
-    offsets: Vec<(String, Committed)>,
 }
 
-fn start() -> Now {
+pub(super) fn start() -> Now {
     Now { monotonic_us: 1_000_000, wall_ms: 1_700_000_000_000 }
 }
 
@@ -869,26 +876,10 @@ fn committed_offset_is_answered_and_readable_only_when_durable() {
     assert_eq!((rig.committed("c", 1), rig.committed("d", 1)), (Some(6), None));
 }
 
-/// A checkpoint lies behind what is on its way, so it must say that, not what is durable so far.
-#[test]
-fn offset_on_its_way_is_what_a_checkpoint_stores() {
-    let at = |offset| Committed { offset: Offset(offset), metadata: "".into() };
-    let logged =
-        |offsets: &offsets::ConsumerOffsets| offsets.logged_after(None).map(|(_, committed)| committed.offset.0).collect::<Vec<_>>();
-    let mut offsets = offsets::ConsumerOffsets::default();
-    let mut charged = offsets.logged("c", 5, at(1)) + offsets.logged("c", 6, at(2));
-    assert_eq!((offsets.durable("c"), logged(&offsets)), (None, vec![2]));
-    charged += offsets.flushed("c", 5, at(1));
-    assert_eq!((offsets.durable("c"), logged(&offsets)), (Some(&at(1)), vec![2]));
-    charged += offsets.flushed("c", 6, at(2));
-    assert_eq!((offsets.durable("c"), logged(&offsets)), (Some(&at(2)), vec![2]));
-    assert_eq!(charged as usize, offsets.charged_bytes());
-}
-
 #[test]
 fn unsuitable_commits_get_typed_errors() {
     let mut config = shard_config();
-    config.consumer_offset_bytes_max = 10_000;
+    config.groups.bytes_max = 13_000;
     let mut rig = Rig::open(SimDisk::new(1, SimOptions::default()), config, start());
     rig.create("t", 1, TopicConfig::default());
     let ask = |rig: &mut Rig, consumer: &str, partition, metadata: &str| {
@@ -907,11 +898,12 @@ fn unsuitable_commits_get_typed_errors() {
     assert_eq!(ask(&mut rig, "d", 1, &"m".repeat(4096)), None);
     assert_eq!(ask(&mut rig, "e", 1, &"m".repeat(4096)), Some(ErrorCode::LimitExceeded));
     assert_eq!(failure(&rig.ask(&Request::ReadOffset { consumer: "", partition: PartitionId(1) })), ErrorCode::InvalidArgument);
-    let charged = rig.shard.counters().consumer_offset_bytes;
-    let counted: usize = rig.shard.partitions.iter().filter_map(|p| p.offsets.as_ref()).map(|o| o.charged_bytes()).sum();
-    assert_eq!(charged, counted as u64);
+    let counted = rig.shard.groups.counted_bytes();
+    assert_eq!(rig.shard.counters().group_bytes, counted as u64);
     rig.ask(&Request::DeleteTopic { name: "t" });
-    assert_eq!(rig.shard.counters().consumer_offset_bytes, 0);
+    let counted_after = rig.shard.groups.counted_bytes();
+    assert_eq!(rig.shard.counters().group_bytes, counted_after as u64);
+    assert!(counted_after < counted - 8000, "{counted_after} of {counted} bytes stay");
 }
 
 // ---- catalog ------------------------------------------------------------------------------------------
@@ -1344,12 +1336,9 @@ fn checkpoint_pieces_stay_below_their_limit() {
             table.record(batch, Offset(0), 0, PRODUCERS_PER_PARTITION_LIMIT);
         }
     }
-    let offsets = partition.offsets.get_or_insert_default();
-    for consumer in 0..200 {
-        let metadata = "m".repeat(offsets::METADATA_MAX_BYTES).into();
-        offsets.restore(&format!("{consumer:0255}"), Committed { offset: Offset(0), metadata });
-    }
-    let source = checkpoint::Source { catalog: Some(&catalog), producer_ids_end: 9, partitions: &partitions, is_final: false };
+    let groups = group::tests::many_offsets();
+    let source =
+        checkpoint::Source { catalog: Some(&catalog), producer_ids_end: 9, partitions: &partitions, groups: &groups, is_final: false };
     let (mut cursor, mut recovery) = (checkpoint::Cursor::Numbers, Recovery::new(PRODUCERS_PER_PARTITION_LIMIT));
     let header = Frame::parse(&{
         let mut bytes = vec![0; 64];
@@ -1378,7 +1367,7 @@ fn checkpoint_pieces_stay_below_their_limit() {
     );
     let (live, replayed) = (partitions.get(PartitionId(7)).unwrap(), recovery.partitions.get(PartitionId(7)).unwrap());
     assert_eq!(live.producers.as_ref().unwrap().in_order_of_use().len(), PRODUCERS_PER_PARTITION_LIMIT);
-    assert_eq!(live.offsets, replayed.offsets);
+    assert_eq!(groups.summary(), recovery.groups.summary());
     let batches = |p: &Partition| {
         p.producers.as_ref().unwrap().in_order_of_use().into_iter().map(|(id, s)| (id, s.stored().to_vec())).collect::<Vec<_>>()
     };
@@ -1488,6 +1477,13 @@ fn state_records_keep_their_bytes() {
     let place = |partition| ringmain_wire::control::PartitionPlace { partition, shard: 2 };
     let config = TopicConfig { durability: Durability::Written, retention_ms: Some(5), retention_bytes: None, max_message_bytes: 4096 };
     let offset = || OffsetPiece { consumer: "reader".into(), offset: 9, metadata: "a note longer than eight".into() };
+    let group_offset = || state_record::GroupOffsetPiece {
+        partition: 1,
+        offset: 9,
+        leader_epoch: 2,
+        metadata: "a note longer than eight".into(),
+        commit_ms: 11,
+    };
     let producer = state_record::ProducerPiece {
         producer_id: 3,
         epoch: 1,
@@ -1518,6 +1514,37 @@ fn state_records_keep_their_bytes() {
         StateRecord::Partitions(vec![PartitionPiece { partition: 1, log_start: 2, next_offset: 3, reserved_end: 4 }]),
         StateRecord::Producers { partition: 1, producers: vec![producer] },
         StateRecord::ConsumerOffsets { partition: 1, offsets: vec![offset()] },
+        StateRecord::Catalog(CatalogChange::SlotsPlaced { shards: vec![0, 1] }),
+        StateRecord::Group(Box::new(state_record::GroupPiece {
+            group: "billing".into(),
+            stamp: 7,
+            phase: 3,
+            generation: 2,
+            protocol_type: "consumer".into(),
+            protocol: "range".into(),
+            leader: "member-1".into(),
+            empty_since_ms: 5,
+            member_count: 1,
+        })),
+        StateRecord::GroupMembers {
+            group: "billing".into(),
+            stamp: 7,
+            members: vec![state_record::MemberPiece {
+                member_id: "member-1".into(),
+                instance_id: Some("first of them".into()),
+                client_id: "c".into(),
+                client_host: "127.0.0.1".into(),
+                session_timeout_ms: 6_000,
+                rebalance_timeout_ms: 60_000,
+                metadata: vec![1, 2],
+                assignment: vec![3],
+            }],
+        },
+        StateRecord::GroupOffsets { group: "billing".into(), offsets: vec![group_offset()] },
+        StateRecord::GroupStaged { group: "billing".into(), producer_id: 4, producer_epoch: 1, offsets: vec![group_offset()] },
+        StateRecord::GroupDecided { group: "billing".into(), producer_id: 4, producer_epoch: 1, commit: true },
+        StateRecord::GroupOffsetsForgotten { group: "billing".into(), partitions: vec![1, 2] },
+        StateRecord::GroupDeleted { group: "billing".into() },
     ];
     let mut all = Vec::new();
     for record in &records {
@@ -1529,7 +1556,7 @@ fn state_records_keep_their_bytes() {
 }
 
 /// Length and CRC32C of the records above, one after the other.
-const STATE_RECORDS_V1: (usize, u32) = (807, 2_855_687_267);
+const STATE_RECORDS_V1: (usize, u32) = (1_462, 799_008_016);
 
 #[test]
 fn state_record_of_a_newer_build_stops_the_start() {

@@ -20,6 +20,8 @@ impl Shard {
         for topic in catalog.topics() {
             self.configure(&topic.partitions, partition_config(&topic.config));
         }
+        self.groups.add_partitions(catalog.partitions().map(|(id, _)| id));
+        self.groups.keep_existing();
         // Of what was deleted before the last checkpoint only the log still knows: dead space.
         let (_, next_partition) = catalog.next_numbers();
         for id in (1..next_partition).map(PartitionId) {
@@ -34,12 +36,15 @@ impl Shard {
         match change {
             CatalogChange::TopicCreated { config, partitions, .. } | CatalogChange::TopicAltered { config, partitions, .. } => {
                 self.configure(partitions, partition_config(config));
+                self.groups.add_partitions(partitions.iter().map(|place| PartitionId(place.partition)));
             }
             CatalogChange::TopicDeleted { partitions, .. } => {
                 let shard = self.config.shard.0;
                 for place in partitions.iter().filter(|place| place.shard == shard) {
                     self.drop_partition(PartitionId(place.partition));
                 }
+                let gone: Vec<PartitionId> = partitions.iter().map(|place| PartitionId(place.partition)).collect();
+                self.groups.drop_partitions(&gone);
             }
             CatalogChange::SlotsPlaced { .. } => {}
         }
@@ -125,7 +130,6 @@ impl Shard {
         }
         let Some(partition) = self.partitions.remove(id) else { return };
         self.counters.producers -= partition.producers.map_or(0, |table| table.len() as u64);
-        self.charge_offsets(-(partition.offsets.map_or(0, |offsets| offsets.charged_bytes() as isize)));
         self.log.drop_partition(id);
     }
 }
