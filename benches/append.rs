@@ -7,7 +7,7 @@ use ringmain::log::{Append, AppendError, Log, LogConfig, Replay};
 use ringmain::request::Now;
 use ringmain_wire::control::Durability;
 use ringmain_wire::frame::Identity;
-use ringmain_wire::{FrameHeader, Offset, PartitionId, RecordBatchBuilder, ShardId};
+use ringmain_wire::{Frame, FrameHeader, Offset, PartitionId, RecordBatchBuilder, ShardId};
 
 struct Nothing;
 
@@ -38,7 +38,7 @@ fn append(c: &mut Criterion) {
                 let end = &mut ends[partition as usize];
                 loop {
                     let append = Append {
-                        bytes: &bytes,
+                        frame: Frame::parse(&bytes).unwrap(),
                         partition: PartitionId(partition),
                         base_offset: Offset(*end),
                         record_count: records,

@@ -15,6 +15,18 @@ pub struct ServeConfig {
     pub data_dir: PathBuf,
     /// Door of the native protocol. Port 0 = any free port, for the shard ports too.
     pub native: Listen,
+    /// Door of Kafka's clients.
+    pub kafka: Listen,
+    /// Shard N > 0 is a broker of its own to Kafka's clients, at this port + N. 0 = any free ports.
+    pub kafka_shard_base: u16,
+    /// Kafka's clients are told of one address only.
+    pub kafka_single_port: bool,
+    /// The address that Kafka's clients are told. `None` = the one by which they have come.
+    pub kafka_advertise: Option<Advertise>,
+    /// A topic that a Kafka client asks for and that doesn't exist is made.
+    pub kafka_creates_topics: bool,
+    /// Partitions of a topic that a Kafka client makes without saying how many.
+    pub kafka_partitions: u32,
     /// Door of the HTTP API and the metrics.
     pub admin: Listen,
     /// Shards of a new data directory. `None` = as many as cores; an existing directory keeps its number.
@@ -51,6 +63,15 @@ pub enum Listen {
     Addr(SocketAddr),
 }
 
+/// An address for others: that of a proxy, say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advertise {
+    /// Name or address.
+    pub host: String,
+    /// Of node 0; node N is at this port + N. `None` = the ports that are listened on.
+    pub port: Option<u16>,
+}
+
 /// How disk and sockets are driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum IoMode {
@@ -68,6 +89,12 @@ impl Default for ServeConfig {
         ServeConfig {
             data_dir: PathBuf::from("./ringmain-data"),
             native: Listen::Addr(SocketAddr::from(([127, 0, 0, 1], NATIVE_PORT_DEFAULT))),
+            kafka: Listen::Addr(SocketAddr::from(([127, 0, 0, 1], KAFKA_PORT_DEFAULT))),
+            kafka_shard_base: KAFKA_SHARD_BASE_DEFAULT,
+            kafka_single_port: false,
+            kafka_advertise: None,
+            kafka_creates_topics: true,
+            kafka_partitions: 1,
             admin: Listen::Addr(SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT_DEFAULT))),
             shards: None,
             cores: None,
@@ -119,6 +146,60 @@ pub const KNOBS: &[Knob] = &[
         hidden: false,
         set: |c, v| listen(v).map(|v| c.native = v),
         get: |c| c.native.to_string(),
+    },
+    Knob {
+        key: "kafka.listen",
+        flag: "kafka",
+        value: "HOST:PORT|off",
+        help: "Where Kafka's clients connect first. Port 0 takes free ports, for the shards too",
+        hidden: false,
+        set: |c, v| listen(v).map(|v| c.kafka = v),
+        get: |c| c.kafka.to_string(),
+    },
+    Knob {
+        key: "kafka.shard_base",
+        flag: "kafka-shard-base",
+        value: "PORT",
+        help: "Kafka's clients are led to the core that owns a partition: shard N > 0 listens at this port + N; 0 = any free ports. Not used with one core",
+        hidden: false,
+        set: |c, v| bounded(v, 0, u64::from(u16::MAX)).map(|n| c.kafka_shard_base = n as u16),
+        get: |c| c.kafka_shard_base.to_string(),
+    },
+    Knob {
+        key: "kafka.single_port",
+        flag: "kafka-single-port",
+        value: "",
+        help: "Kafka's clients are told of the --kafka port only, for containers and address translation; requests then cross between cores",
+        hidden: false,
+        set: |c, v| switch(v).map(|v| c.kafka_single_port = v),
+        get: |c| c.kafka_single_port.to_string(),
+    },
+    Knob {
+        key: "kafka.advertise",
+        flag: "kafka-advertise",
+        value: "HOST[:PORT]|auto",
+        help: "Address that Kafka's clients are told; with a port, node N is at this port + N. auto = the address by which the client has come",
+        hidden: false,
+        set: |c, v| optional(v, advertise).map(|v| c.kafka_advertise = v),
+        get: |c| or_auto(c.kafka_advertise.as_ref()),
+    },
+    Knob {
+        key: "kafka.create_topics",
+        flag: "kafka-create-topics",
+        value: "",
+        help: "Make a topic that a Kafka client names and that doesn't exist, as Kafka does",
+        hidden: false,
+        set: |c, v| switch(v).map(|v| c.kafka_creates_topics = v),
+        get: |c| c.kafka_creates_topics.to_string(),
+    },
+    Knob {
+        key: "kafka.partitions",
+        flag: "kafka-partitions",
+        value: "N",
+        help: "Partitions of a topic that a Kafka client makes without saying how many, 1 to 10000",
+        hidden: false,
+        set: |c, v| bounded(v, 1, 10_000).map(|n| c.kafka_partitions = n as u32),
+        get: |c| c.kafka_partitions.to_string(),
     },
     Knob {
         key: "admin.listen",
@@ -319,7 +400,9 @@ impl Loaded {
 
     /// What holds between knobs.
     fn check(&self) -> Result<(), ConfigError> {
-        for (key, listen) in [("native.listen", self.config.native), ("admin.listen", self.config.admin)] {
+        for (key, listen) in
+            [("native.listen", self.config.native), ("kafka.listen", self.config.kafka), ("admin.listen", self.config.admin)]
+        {
             if let Listen::Addr(address) = listen
                 && !is_loopback(address.ip())
                 && !self.config.insecure
@@ -495,6 +578,19 @@ fn listen(text: &str) -> Result<Listen, String> {
     found.map(Listen::Addr).ok_or_else(|| "the name has no address".into())
 }
 
+fn advertise(text: &str) -> Result<Advertise, String> {
+    let (host, port) = match text.rsplit_once(':') {
+        // More than one colon without brackets is an IPv6 address without a port.
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
+            let port = port.parse().ok().filter(|port| *port != 0).ok_or("write HOST or HOST:PORT, as broker.example:9092")?;
+            (host, Some(port))
+        }
+        _ => (text, None),
+    };
+    let host = non_empty(host.trim_start_matches('[').trim_end_matches(']'))?;
+    Ok(Advertise { host: host.to_owned(), port })
+}
+
 fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
@@ -504,6 +600,16 @@ impl fmt::Display for Listen {
         match self {
             Listen::Off => f.write_str("off"),
             Listen::Addr(address) => address.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Advertise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) if self.host.contains(':') => write!(f, "[{}]:{port}", self.host),
+            Some(port) => write!(f, "{}:{port}", self.host),
+            None => f.write_str(&self.host),
         }
     }
 }
@@ -553,6 +659,10 @@ impl std::error::Error for ConfigError {}
 const PREFIX: &str = "RINGMAIN_";
 /// Port of the native door.
 pub const NATIVE_PORT_DEFAULT: u16 = 7171;
+/// Port of the door of Kafka's clients: the one they know.
+pub const KAFKA_PORT_DEFAULT: u16 = 9092;
+/// See [`ServeConfig::kafka_shard_base`].
+pub const KAFKA_SHARD_BASE_DEFAULT: u16 = 19092;
 /// Port of the admin door.
 pub const ADMIN_PORT_DEFAULT: u16 = 9600;
 /// Segment length where the file system is large enough: long enough that rolling costs nothing, short

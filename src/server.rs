@@ -31,7 +31,7 @@ use crate::device::uring::UringDisk;
 use crate::device::volume::{Directory, FileVolume};
 use crate::device::wake::Waker;
 use crate::device::{Arena, Disk, FileId, SegmentFile};
-use crate::frontend::Session;
+use crate::frontend::kafka::{KafkaConfig, KafkaSession, Node};
 use crate::frontend::native::{NativeConfig, NativeSession};
 use crate::log::LogConfig;
 use crate::net::core::{Clock, Control, CoreSetup, Shared, WakeSource};
@@ -137,6 +137,7 @@ pub struct Running {
     /// Stops last: the disks' files belong to it.
     _janitor: Janitor,
     native: Option<SocketAddr>,
+    kafka: Option<SocketAddr>,
     admin_address: Option<SocketAddr>,
     io: &'static str,
     shard_count: u16,
@@ -184,6 +185,11 @@ impl Running {
         self.native
     }
 
+    /// Where Kafka's clients connect first.
+    pub fn kafka(&self) -> Option<SocketAddr> {
+        self.kafka
+    }
+
     /// Where the admin door listens.
     pub fn admin(&self) -> Option<SocketAddr> {
         self.admin_address
@@ -192,7 +198,14 @@ impl Running {
     /// What scripts wait for.
     pub fn ready_line(&self) -> String {
         let door = |address: Option<SocketAddr>| address.map_or("off".into(), |address| address.to_string());
-        format!("ready native={} admin={} io={} shards={}", door(self.native), door(self.admin_address), self.io, self.shard_count)
+        format!(
+            "ready native={} kafka={} admin={} io={} shards={}",
+            door(self.native),
+            door(self.kafka),
+            door(self.admin_address),
+            self.io,
+            self.shard_count
+        )
     }
 
     /// Until it has stopped.
@@ -213,7 +226,7 @@ impl Running {
 /// Starts every thread and opens every door.
 pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let started = Instant::now();
-    for (flag, door) in [("--native", config.native), ("--admin", config.admin)] {
+    for (flag, door) in [("--native", config.native), ("--kafka", config.kafka), ("--admin", config.admin)] {
         if let Listen::Addr(address) = door
             && !address.ip().is_loopback()
             && !config.insecure
@@ -283,6 +296,14 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
             max_request_bytes: memory.request_bytes_max,
             max_in_flight: NATIVE_IN_FLIGHT_MAX,
         };
+        let kafka = KafkaConfig {
+            cluster_id: data_dir.cluster_id,
+            max_request_bytes: memory.request_bytes_max as usize,
+            nodes: doors.kafka_nodes.clone(),
+            epochs: Vec::new(),
+            creates_topics: config.kafka_creates_topics,
+            default_partitions: config.kafka_partitions,
+        };
         let thread = CoreThread {
             core,
             cpu: cores[index],
@@ -307,6 +328,7 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
             spin_us: config.spin_us,
             listeners,
             native,
+            kafka,
             opened: opened_sender.clone(),
             entry,
             ready: ready_sender.clone(),
@@ -316,7 +338,7 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
     }
     drop((opened_sender, ready_sender));
 
-    let (catalog, live_files) = match collect(&opened, cores.len()) {
+    let (catalog, epochs, live_files) = match collect(&opened, cores.len(), shard_count) {
         Ok(collected) => collected,
         // Dropping the gates ends the other threads.
         Err(error) => {
@@ -328,7 +350,7 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
     janitor.give(spare_files(all_files, live_files));
     for gate in &gates {
         // A thread that has failed meanwhile is noticed below.
-        let _ = gate.send(catalog.clone());
+        let _ = gate.send((catalog.clone(), epochs.clone()));
     }
     for _ in cores {
         if ready.recv().is_err() {
@@ -359,6 +381,7 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
         admin,
         _janitor: janitor,
         native: doors.native,
+        kafka: doors.kafka,
         admin_address: doors.admin_address,
         io: io.name,
         shard_count,
@@ -424,11 +447,20 @@ fn waker(driver: Driver) -> io::Result<(Waker, WakeSource)> {
     })
 }
 
+/// Which protocol a listener's connections speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    Native,
+    Kafka,
+}
+
 struct Doors {
     /// By core: what its thread accepts on.
-    listeners: Vec<Vec<TcpListener>>,
+    listeners: Vec<Vec<(Door, TcpListener)>>,
     shard_ports: Vec<u16>,
     native: Option<SocketAddr>,
+    kafka: Option<SocketAddr>,
+    kafka_nodes: Vec<Node>,
     admin: Option<TcpListener>,
     admin_address: Option<SocketAddr>,
 }
@@ -439,13 +471,15 @@ fn open_doors(config: &ServeConfig, core_of_shard: &[u16], core_count: usize, wa
         listeners: (0..core_count).map(|_| Vec::new()).collect(),
         shard_ports: vec![0; core_of_shard.len()],
         native: None,
+        kafka: None,
+        kafka_nodes: Vec::new(),
         admin: None,
         admin_address: None,
     };
     if let Listen::Addr(address) = config.native {
         let bootstrap = listener::bind("--native", address, waiting).map_err(StartError::Bind)?;
         doors.native = Some(address_of(&bootstrap)?);
-        doors.listeners[0].push(bootstrap);
+        doors.listeners[0].push((Door::Native, bootstrap));
         // With one core the bootstrap port leads to every shard's owner.
         for (shard, core) in core_of_shard.iter().enumerate().filter(|_| core_count > 1) {
             let port = match address.port() {
@@ -461,8 +495,11 @@ fn open_doors(config: &ServeConfig, core_of_shard: &[u16], core_count: usize, wa
             let listener =
                 listener::bind("--native (its shard ports)", SocketAddr::new(address.ip(), port), waiting).map_err(StartError::Bind)?;
             doors.shard_ports[shard] = address_of(&listener)?.port();
-            doors.listeners[usize::from(*core)].push(listener);
+            doors.listeners[usize::from(*core)].push((Door::Native, listener));
         }
+    }
+    if let Listen::Addr(address) = config.kafka {
+        open_kafka_doors(&mut doors, address, config, core_of_shard, core_count, waiting)?;
     }
     if let Listen::Addr(address) = config.admin {
         let listener = listener::bind("--admin", address, waiting).map_err(StartError::Bind)?;
@@ -472,23 +509,74 @@ fn open_doors(config: &ServeConfig, core_of_shard: &[u16], core_count: usize, wa
     Ok(doors)
 }
 
+/// The bootstrap port, which is node 0's, and a port per further shard where clients can be led to another core.
+fn open_kafka_doors(
+    doors: &mut Doors,
+    address: SocketAddr,
+    config: &ServeConfig,
+    core_of_shard: &[u16],
+    core_count: usize,
+    waiting: &mut dyn FnMut(&str),
+) -> Result<(), StartError> {
+    let address_of = |listener: &TcpListener| listener.local_addr().map_err(system("asking for a door's address"));
+    let bootstrap = listener::bind("--kafka", address, waiting).map_err(StartError::Bind)?;
+    let bound = address_of(&bootstrap)?;
+    doors.kafka = Some(bound);
+    doors.listeners[0].push((Door::Kafka, bootstrap));
+    let mut ports = vec![bound.port()];
+    let shards = if core_count > 1 && !config.kafka_single_port { core_of_shard } else { &core_of_shard[..1] };
+    for (shard, core) in shards.iter().enumerate().skip(1) {
+        let base = if address.port() == 0 { 0 } else { config.kafka_shard_base };
+        let port = match base {
+            0 => 0,
+            base => u16::try_from(usize::from(base) + shard).map_err(|_| {
+                let error = io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("shard {shard} would need port {}, beyond the last", usize::from(base) + shard),
+                );
+                StartError::Bind(BindError { flag: "--kafka-shard-base", address, error })
+            })?,
+        };
+        let listener = listener::bind("--kafka-shard-base", SocketAddr::new(address.ip(), port), waiting).map_err(StartError::Bind)?;
+        ports.push(address_of(&listener)?.port());
+        doors.listeners[usize::from(*core)].push((Door::Kafka, listener));
+    }
+    // An address that stands for all of them can't be told; the one by which a client has come can.
+    let listened = (!address.ip().is_unspecified()).then(|| address.ip().to_string());
+    let advertise = config.kafka_advertise.as_ref();
+    let host = advertise.map(|advertise| advertise.host.clone()).or(listened);
+    let first = advertise.and_then(|advertise| advertise.port);
+    for (node, port) in ports.into_iter().enumerate() {
+        let port = first.map_or(port, |first| first.saturating_add(node as u16));
+        doors.kafka_nodes.push(Node { host: host.clone(), port });
+    }
+    Ok(())
+}
+
 /// What a core thread says when its shards are open.
 struct CoreOpened {
     live_files: Vec<FileId>,
+    /// Of its shards' logs.
+    epochs: Vec<(ShardId, u32)>,
     /// From the core of shard 0.
     catalog: Option<Arc<Catalog>>,
 }
 
 /// Waits until every core's shards are open. `Err(None)` = a thread ended; its result tells why.
-fn collect(opened: &Receiver<CoreOpened>, core_count: usize) -> Result<(Arc<Catalog>, Vec<FileId>), Option<StartError>> {
+fn collect(opened: &Receiver<CoreOpened>, core_count: usize, shard_count: u16) -> Result<Collected, Option<StartError>> {
     let (mut catalog, mut live_files) = (None, Vec::new());
+    let mut epochs = vec![0; usize::from(shard_count)];
     for _ in 0..core_count {
         let core = opened.recv().map_err(|_| None)?;
         live_files.extend(core.live_files);
+        core.epochs.into_iter().for_each(|(shard, epoch)| epochs[usize::from(shard.0)] = epoch);
         catalog = catalog.or(core.catalog);
     }
-    catalog.map(|catalog| (catalog, live_files)).ok_or(None)
+    catalog.map(|catalog| (catalog, epochs, live_files)).ok_or(None)
 }
+
+/// The catalog, every shard's epoch, and the files that are in use.
+type Collected = (Arc<Catalog>, Vec<u32>, Vec<FileId>);
 
 /// The error of the thread that failed. Others may serve already, and end with the process.
 fn join_failed(mut threads: Vec<JoinHandle<Result<(), StartError>>>, error: Option<StartError>) -> StartError {
@@ -536,11 +624,13 @@ struct CoreThread {
     active_cores: Arc<AtomicUsize>,
     clock: Clock,
     spin_us: u32,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(Door, TcpListener)>,
     native: NativeConfig,
+    /// Without the epochs, which come with the catalog.
+    kafka: KafkaConfig,
     opened: Sender<CoreOpened>,
     /// Opens when every core's shards are open; closed = the start has failed elsewhere.
-    entry: Receiver<Arc<Catalog>>,
+    entry: Receiver<(Arc<Catalog>, Vec<u32>)>,
     ready: Sender<()>,
 }
 
@@ -555,9 +645,11 @@ impl CoreThread {
         let arena = Arena::new(self.memory.arena_bytes);
         let mut volume = FileVolume::new(self.directory.clone());
         let (mut shards, mut live_files, mut catalog) = (Vec::new(), Vec::new(), None);
+        let mut epochs = Vec::new();
         for shard in &self.shards {
             let opened = self.open_shard(*shard, &arena, &mut volume)?;
             live_files.extend(opened.live_files);
+            epochs.push((*shard, opened.report.epoch));
             if *shard == ShardId(0) {
                 catalog = Some(Arc::new(opened.shard.catalog().clone()));
             }
@@ -565,10 +657,10 @@ impl CoreThread {
         }
         let disk = self.make_disk()?;
         // The main thread waits for exactly one of these per core.
-        let _ = self.opened.send(CoreOpened { live_files, catalog });
+        let _ = self.opened.send(CoreOpened { live_files, epochs, catalog });
         // Held to the end they would keep the main thread waiting for a core that has failed.
         drop(self.opened);
-        let Ok(catalog) = self.entry.recv() else { return Ok(()) };
+        let Ok((catalog, epochs)) = self.entry.recv() else { return Ok(()) };
 
         let mut router = Router::new(self.core, self.broker, Shards::new(shards, self.shard_count, disk), self.mail);
         router.set_catalog(&catalog, self.clock.now());
@@ -585,12 +677,19 @@ impl CoreThread {
             active_cores: self.active_cores,
         };
         let (listeners, native, wake, ready) = (self.listeners, self.native, self.wake, self.ready);
+        let kafka = KafkaConfig { epochs, ..self.kafka };
         let served = runtime::run(self.driver, async move {
             let shared = Shared::new(setup);
-            let session: Rc<dyn Fn() -> Box<dyn Session>> = Rc::new(move || Box::new(NativeSession::new(native)));
-            for listener in listeners {
+            let kafka = Rc::new(kafka);
+            let native_session: Rc<listener::MakeSession> = Rc::new(move |_| Box::new(NativeSession::new(native)));
+            let kafka_session: Rc<listener::MakeSession> = Rc::new(move |local| Box::new(KafkaSession::new(kafka.clone(), local)));
+            for (door, listener) in listeners {
                 shared.register_listener(listener.try_clone()?);
-                runtime::spawn(listener::accept(shared.clone(), listener, session.clone()));
+                let session = match door {
+                    Door::Native => native_session.clone(),
+                    Door::Kafka => kafka_session.clone(),
+                };
+                runtime::spawn(listener::accept(shared.clone(), listener, session));
             }
             let _ = ready.send(());
             drop(ready);

@@ -21,7 +21,7 @@ use std::mem;
 
 use ringmain_wire::control::Durability;
 use ringmain_wire::frame::{self, Format, HEADER_BYTES, Identity, frames};
-use ringmain_wire::{Offset, PartitionId, ShardId};
+use ringmain_wire::{Frame, Offset, PartitionId, ShardId};
 
 use crate::device::sim::{Rng, SimDisk, SimOptions};
 use crate::device::{Arena, BLOCK_BYTES, Completion, Disk, Fault, FileId, Operation, Slice, Volume};
@@ -695,7 +695,7 @@ impl World {
         let mut patience = Patience::default();
         loop {
             let append = Append {
-                bytes: &bytes,
+                frame: Frame::parse(&bytes).expect("sealed above"),
                 partition: PartitionId(id),
                 base_offset: Offset(base),
                 record_count: record_count as u32,

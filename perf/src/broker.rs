@@ -57,7 +57,19 @@ impl Broker {
     pub fn start(options: &BrokerOptions) -> Result<Broker> {
         let directory = DataDirectory::create(options.parent.as_deref())?;
         let mut child = Command::new(&options.program)
-            .args(["serve", "--native", "127.0.0.1:0", "--admin", "off", "--exit-with-parent", "--cores", &options.cores, "--data"])
+            .args([
+                "serve",
+                "--native",
+                "127.0.0.1:0",
+                "--admin",
+                "off",
+                "--kafka",
+                "off",
+                "--exit-with-parent",
+                "--cores",
+                &options.cores,
+                "--data",
+            ])
             .arg(&directory.path)
             .args(&options.arguments)
             // The broker ends when this pipe does: it can't outlive the harness, however that dies.

@@ -211,7 +211,7 @@ fn answer(request: &Envelope, body: &[u8], shared: &Shared) -> Result<Vec<u8>, E
 
 fn produce(body: &[u8], state: &mut State, shared: &Shared) -> Result<u64, ErrorCode> {
     let frame = Frame::parse(body).map_err(|_| ErrorCode::MalformedRequest)?;
-    if frame.bytes().len() != body.len() {
+    if frame.len_bytes() != body.len() {
         return Err(ErrorCode::MalformedRequest);
     }
     if !shared.discards {

@@ -453,7 +453,7 @@ mod tests {
             let frame = Frame::parse(&bytes[Envelope::BYTES..]).unwrap();
             frame.verify_body().unwrap();
             assert_eq!(
-                (frame.bytes().len(), frame.partition(), frame.header.producer.record_count),
+                (frame.len_bytes(), frame.partition(), frame.header.producer.record_count),
                 (envelope.len as usize, PartitionId(9), count)
             );
             let mut seen_bytes = 0;

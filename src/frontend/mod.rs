@@ -2,7 +2,8 @@
 //!
 //! A connection's driver (`net::connection`) feeds what it has read to [`Session::receive`] until that asks
 //! for more, hands each request to the router, gives every answer to [`Session::reply`], and sends what has
-//! gathered in the [`Outbox`].
+//! gathered in the [`Outbox`]. A message may ask more than once: a request that consumes nothing is followed by
+//! another call with the same input; what a session wants to know besides, it says in [`Session::poll_request`].
 
 pub mod kafka;
 pub mod native;
@@ -10,13 +11,25 @@ pub mod native;
 use std::collections::VecDeque;
 
 use crate::request::{FetchData, Now, Reply, Request};
+use crate::router::letter::OwnedRequest;
+use crate::shard::Catalog;
+
+/// What a session may look at: the time, and the topics as this core knows them.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Read once per step.
+    pub now: Now,
+    /// This core's copy.
+    pub catalog: &'a Catalog,
+}
 
 /// What a session made of its input.
 #[derive(Debug)]
 pub enum Received<'a> {
     /// Not a whole request yet. `needed_bytes`: total length of the one that has begun, 0 if unknown.
     More { needed_bytes: usize },
-    /// One request, which took `consumed_bytes` of the input; its answer carries `id`.
+    /// One request, which took `consumed_bytes` of the input; its answer carries `id`. 0 bytes: the message goes
+    /// on; the same input comes again.
     Request { consumed_bytes: usize, id: u64, request: Request<'a> },
     /// Input consumed without a request (answered by the session itself, or nothing to answer).
     Handled { consumed_bytes: usize },
@@ -32,9 +45,25 @@ pub struct ProtocolError {
 /// One connection's side of a protocol.
 pub trait Session {
     /// Takes the request at the start of `input`. Answers that need no shard go to `out` at once.
-    fn receive<'a>(&mut self, input: &'a [u8], now: Now, out: &mut Outbox) -> Result<Received<'a>, ProtocolError>;
+    fn receive<'a>(&mut self, input: &'a [u8], view: &View<'_>, out: &mut Outbox) -> Result<Received<'a>, ProtocolError>;
     /// Turns an answer into bytes. `moved`: it came by way of another core.
-    fn reply(&mut self, id: u64, reply: Reply, moved: bool, out: &mut Outbox);
+    fn reply(&mut self, id: u64, reply: Reply, moved: bool, view: &View<'_>, out: &mut Outbox);
+    /// The next request of the session's own making; its answer carries the id. Asked for after `receive` and `reply`.
+    fn poll_request(&mut self) -> Option<(u64, OwnedRequest)> {
+        None
+    }
+    /// Fetched frames must come as [`FetchData::Owned`]: the session reads them.
+    fn reads_frames(&self) -> bool {
+        false
+    }
+    /// Memory in answers that wait for others, beside the outbox; the driver charges it.
+    fn held_bytes(&self) -> usize {
+        0
+    }
+    /// Why the connection is to be closed once the outbox is sent, if it is.
+    fn closing(&self) -> Option<&str> {
+        None
+    }
     /// Requests received and not answered yet; the driver reads no more while this is at the session's limit.
     fn in_flight(&self) -> usize;
     /// Most requests unanswered at a time.
@@ -70,6 +99,12 @@ impl Outbox {
         } else {
             self.pieces.push_back(Piece::Bytes(bytes.to_vec()));
         }
+    }
+
+    /// Encoded bytes after everything pushed so far, not copied.
+    pub fn push_vec(&mut self, bytes: Vec<u8>) {
+        self.len_bytes += bytes.len();
+        self.pieces.push_back(Piece::Bytes(bytes));
     }
 
     /// Frames after everything pushed so far.

@@ -1,8 +1,8 @@
 //! From frames to groups: chunks, the open group, sealing.
 
 use ringmain_wire::control::{Durability, write_open};
-use ringmain_wire::frame::{self, Format, HALF_BYTES, HEADER_BYTES, Identity};
-use ringmain_wire::{BrokerHalf, Offset, PartitionId, align_up};
+use ringmain_wire::frame::{self, Format, HEADER_BYTES, Identity, STAMPED_BYTES};
+use ringmain_wire::{BrokerHalf, Frame, FrameHeader, Offset, PartitionId};
 
 use crate::device::{BLOCK_BYTES, Chunk, Fault, Operation};
 use crate::request::{Extent, Now};
@@ -55,16 +55,27 @@ impl Log {
     /// It is in memory when this returns, on stable media when `flushed()` reaches the sequence returned.
     /// Errors: `Busy` and `DiskFull` pass, `Fenced` doesn't. Nothing has changed after an error.
     pub fn append(&mut self, append: Append<'_>) -> Result<Appended, AppendError> {
-        let len = align_up(append.bytes.len()) as u32;
+        let frame = &append.frame;
+        let len = frame.padded_bytes() as u32;
         self.make_room(len, append.partition == PartitionId::STATE)?;
         let (Some(group), Some(tail)) = (self.group.as_mut(), self.chunks.back_mut()) else {
             return Err(AppendError::Busy);
         };
         let at = tail.chunk.len();
-        let stamp = BrokerHalf::stamp(append.bytes.len() as u32, append.base_offset, append.append_time_ms, self.epoch);
+        let stamp = BrokerHalf::stamp(frame.len_bytes() as u32, append.base_offset, append.append_time_ms, self.epoch);
         tail.chunk.append(&stamp);
-        tail.chunk.append(&append.bytes[HALF_BYTES..]);
-        tail.chunk.append_zeros(len as usize - append.bytes.len());
+        tail.chunk.append(&frame.header.producer.to_bytes());
+        match frame.body().split_at_checked(STAMPED_BYTES) {
+            Some((head, rest)) if frame.header.producer.format == Format::Kafka as u8 => {
+                // The batch's own offset and leader epoch, which no checksum covers.
+                tail.chunk.append(&append.base_offset.0.to_be_bytes());
+                tail.chunk.append(&head[8..12]);
+                tail.chunk.append(&self.epoch.to_be_bytes());
+                tail.chunk.append(rest);
+            }
+            _ => tail.chunk.append(frame.body()),
+        }
+        tail.chunk.append_zeros(len as usize - frame.len_bytes());
         group.crc = crc32c::crc32c_append(group.crc, tail.chunk.bytes(at..at + HEADER_BYTES));
         group.frame_count += 1;
         if strictness(append.durability) > strictness(group.durability) {
@@ -94,8 +105,9 @@ impl Log {
         let mut bytes = vec![0; HEADER_BYTES + body.len()];
         bytes[HEADER_BYTES..].copy_from_slice(body);
         frame::seal(&mut bytes, Format::State, 1, Identity { flags, ..Identity::plain(PartitionId::STATE) });
+        let header = FrameHeader::read(&bytes).ok_or(AppendError::Busy)?;
         self.append(Append {
-            bytes: &bytes,
+            frame: Frame::of_parts(header, &bytes[HEADER_BYTES..]),
             partition: PartitionId::STATE,
             base_offset: Offset(0),
             record_count: 1,

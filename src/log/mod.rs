@@ -25,7 +25,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use ringmain_wire::control::Durability;
-use ringmain_wire::{FrameHeader, Offset, PartitionId, ShardId};
+use ringmain_wire::{Frame, FrameHeader, Offset, PartitionId, ShardId};
 
 use crate::device::{Arena, Completion, Fault, FileId, Operation, Outcome, Slice, Token};
 use crate::request::{Extent, Now};
@@ -133,8 +133,8 @@ pub enum Plant {
 /// One frame to append: the broker half is stamped while it is copied.
 #[derive(Clone, Copy, Debug)]
 pub struct Append<'a> {
-    /// The whole frame, padding excluded.
-    pub bytes: &'a [u8],
+    /// Its own broker half doesn't matter.
+    pub frame: Frame<'a>,
     /// Whose.
     pub partition: PartitionId,
     /// Offset of its first record.

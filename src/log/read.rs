@@ -10,7 +10,7 @@ use crate::device::{BLOCK_BYTES, Buffer, Fault, Operation, Slice};
 use crate::request::Extent;
 
 use super::format::{Run, block_up};
-use super::index::Footer;
+use super::index::{Footer, Place};
 use super::segment::State;
 use super::{Located, LocatedTime, Log, LogEvent, Pending, ReadError};
 
@@ -123,6 +123,20 @@ impl Log {
             }
         }
         Located::Runs { extents, next_offset: Offset(next), bytes }
+    }
+
+    /// The largest record time in runs of `partition` that begin below `below`; `None` without any.
+    pub fn newest_time(&self, partition: PartitionId, below: Offset) -> Option<i64> {
+        let places = &self.partitions.get(partition.0 as usize)?.places;
+        let of_place = |place: &Place| {
+            // Only what is still in memory can reach beyond what is readable.
+            if place.end_offset <= below.0 || place.segment != self.active {
+                return Some(place.largest_timestamp_ms);
+            }
+            let runs = self.index.runs_of(partition).filter(|run| run.base_offset < below.0 && run.base_offset >= place.base_offset);
+            runs.map(|run| run.largest_timestamp_ms).max()
+        };
+        places.iter().filter(|place| place.base_offset < below.0).filter_map(of_place).max()
     }
 
     /// The first run of `partition` below `below` with a record of `timestamp_ms` or later.

@@ -182,7 +182,7 @@ impl<'a> SegmentReader<'a> {
             let Ok(frame) = Frame::parse(&bytes[at.min(bytes.len())..]) else {
                 return Ok(Err(format!("no frame at byte {at} of the group")));
             };
-            crc = crc32c::crc32c_append(crc, &frame.bytes()[..ringmain_wire::frame::HEADER_BYTES]);
+            crc = crc32c::crc32c_append(crc, &frame.header.to_bytes());
             if let Err(error) = frame.verify_body() {
                 return Ok(Err(format!("frame at byte {at} of the group: {error}")));
             }

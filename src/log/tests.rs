@@ -82,7 +82,7 @@ impl Rig {
         let frame = Frame::parse(bytes).unwrap();
         let count = frame.header.producer.record_count;
         let appended = self.log.append(Append {
-            bytes,
+            frame,
             partition: PartitionId(partition),
             base_offset: Offset(self.ends[partition as usize]),
             record_count: count,

@@ -280,7 +280,7 @@ pub fn dump(path: &Path, with_frames: bool, out: &mut dyn Write) -> Result<(), T
                             p.partition,
                             frame.base_offset(),
                             p.record_count,
-                            frame.bytes().len()
+                            frame.len_bytes()
                         )?;
                         at += frame.padded_bytes() as u32;
                     }

@@ -13,7 +13,7 @@ use std::net::TcpStream;
 use std::ops::Range;
 use std::rc::Rc;
 
-use ringmain_wire::ShardId;
+use ringmain_wire::{FrameHeader, ShardId};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
@@ -117,6 +117,10 @@ pub struct Connection {
     pub input: Input,
     /// A request that was refused for the moment, to be tried before anything else is parsed.
     pub stalled: Option<Stalled>,
+    /// A request of the session's own making, refused for the moment.
+    pub held_ask: Option<(u64, OwnedRequest)>,
+    /// Memory of answers that the session holds or that wait to be sent, as far as it is charged.
+    pub answer_bytes: usize,
     /// To be sent.
     pub output: Output,
     /// The reader's task waits here while paused.
@@ -149,8 +153,8 @@ pub enum Ending {
 /// A request that was refused for the moment.
 #[derive(Debug)]
 pub enum Stalled {
-    /// Its frame is in the unparsed input (range from its start), which it leaves when accepted.
-    Frame { id: u64, frame: Range<usize>, consumed_bytes: usize },
+    /// Its frame's body is in the unparsed input (range from its start), which `consumed_bytes` leave when it is accepted.
+    Frame { id: u64, header: Box<FrameHeader>, body: Range<usize>, consumed_bytes: usize },
     /// It has left the input.
     Owned { id: u64, request: OwnedRequest },
 }

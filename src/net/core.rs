@@ -28,7 +28,7 @@ use super::connection::{
 };
 use super::runtime::{self, Readiness, Signal};
 use crate::device::wake::Waker;
-use crate::frontend::{Piece, Received, Session};
+use crate::frontend::{Piece, Received, Session, View};
 use crate::request::{FetchData, Now, Origin, Reply, Request};
 use crate::router::letter::OwnedRequest;
 use crate::router::{Delivery, Router};
@@ -273,6 +273,8 @@ struct Core {
     dirty: VecDeque<ConnectionId>,
     /// Readers to let go on: shards were busy, or memory was short.
     waiting: VecDeque<ConnectionId>,
+    /// Connections whose session's own request a shard was too busy for.
+    asking: VecDeque<ConnectionId>,
     /// Readers whose share of the turn was used up.
     unfinished: Vec<ConnectionId>,
     /// Connections whose socket is full: a writer's task is to be started.
@@ -337,6 +339,7 @@ impl Shared {
             request_bytes_max: setup.request_bytes_max,
             dirty: VecDeque::new(),
             waiting: VecDeque::new(),
+            asking: VecDeque::new(),
             unfinished: Vec::new(),
             blocked: Vec::new(),
             recent: Vec::new(),
@@ -572,6 +575,8 @@ enum ParseEnd {
     More,
     Pause(Pause),
     Broken(String),
+    /// The session wants no more.
+    Ended,
 }
 
 impl Core {
@@ -595,6 +600,8 @@ impl Core {
             session,
             input: Input::default(),
             stalled: None,
+            held_ask: None,
+            answer_bytes: 0,
             output: Output::default(),
             resume: resume.clone(),
             pause: None,
@@ -619,7 +626,7 @@ impl Core {
             self.router.cancel(id.slot, id.generation);
         }
         connection.input.clear(&mut self.budget);
-        self.budget.release(BASE_BYTES);
+        self.budget.release(BASE_BYTES + connection.answer_bytes);
         self.paused -= usize::from(connection.pause.is_some());
         let _ = connection.socket.shutdown(Shutdown::Both);
         connection.resume.raise();
@@ -743,6 +750,9 @@ impl Core {
         let mut consumed_bytes = 0;
         let mut is_waiting_long = 0;
         let end = loop {
+            if connection.ending.is_some() {
+                break ParseEnd::Ended;
+            }
             if is_full(connection) {
                 break ParseEnd::Pause(Pause::Full);
             }
@@ -751,12 +761,16 @@ impl Core {
                 break ParseEnd::Pause(Pause::Turn);
             }
             let rest = &input[consumed_bytes..];
-            match connection.session.receive(rest, now, &mut connection.output.outbox) {
+            let view = View { now, catalog: self.router.catalog() };
+            match connection.session.receive(rest, &view, &mut connection.output.outbox) {
                 Ok(Received::More { needed_bytes }) => {
                     connection.input.expect(needed_bytes);
                     break ParseEnd::More;
                 }
-                Ok(Received::Handled { consumed_bytes: bytes }) => consumed_bytes += bytes,
+                Ok(Received::Handled { consumed_bytes: bytes }) => {
+                    consumed_bytes += bytes;
+                    self.ask(connection, now);
+                }
                 Ok(Received::Request { consumed_bytes: bytes, id, request }) => {
                     self.counters.requests += 1;
                     let origin = self.origin(connection.id, id);
@@ -764,18 +778,19 @@ impl Core {
                         Ok(None) => consumed_bytes += bytes,
                         Ok(Some(reply)) => {
                             consumed_bytes += bytes;
-                            connection.session.reply(id, reply, false, &mut connection.output.outbox);
+                            self.reply(connection, id, reply, now);
                         }
                         Err(_) => {
-                            let (stalled, left_bytes) = stall(connection, id, &request, rest, bytes);
-                            connection.stalled = stalled;
+                            let (stalled, left_bytes) = stall(id, &request, rest, bytes);
+                            connection.stalled = Some(stalled);
                             consumed_bytes += left_bytes;
-                            if connection.stalled.is_some() {
-                                break ParseEnd::Pause(Pause::Busy);
-                            }
+                            break ParseEnd::Pause(Pause::Busy);
                         }
                     }
-                    connection.input.note_request(bytes);
+                    if bytes > 0 {
+                        connection.input.note_request(bytes);
+                    }
+                    self.ask(connection, now);
                 }
                 Err(error) => break ParseEnd::Broken(error.message),
             }
@@ -790,6 +805,7 @@ impl Core {
         match end {
             ParseEnd::More => None,
             ParseEnd::Pause(pause) => Some(self.pause(connection, pause)),
+            ParseEnd::Ended => Some(Step::Pause),
             ParseEnd::Broken(message) => {
                 tracing::debug!(peer = ?connection.socket.peer_addr().ok(), "connection closed: {message}");
                 self.counters.broken += 1;
@@ -802,13 +818,13 @@ impl Core {
     /// Tries a refused request again. False = refused again, and kept.
     fn retry(&mut self, connection: &mut Connection, stalled: Stalled, now: Now) -> bool {
         let (id, result) = match &stalled {
-            Stalled::Frame { id, frame, .. } => {
-                let bytes = connection.input.held().get(frame.clone()).unwrap_or_default();
-                match Frame::parse(bytes) {
-                    Ok(frame) => (*id, self.router.submit(self.origin(connection.id, *id), &Request::Produce { frame }, now)),
-                    Err(_) => (*id, Ok(Some(Reply::Failed(ErrorCode::Internal.into())))),
+            Stalled::Frame { id, header, body, .. } => match connection.input.held().get(body.clone()) {
+                Some(body) => {
+                    let request = Request::Produce { frame: Frame::of_parts(**header, body) };
+                    (*id, self.router.submit(self.origin(connection.id, *id), &request, now))
                 }
-            }
+                None => (*id, Ok(Some(Reply::Failed(ErrorCode::Internal.into())))),
+            },
             Stalled::Owned { id, request } => (*id, self.router.submit(self.origin(connection.id, *id), &request.borrow(), now)),
         };
         let Ok(answer) = result else {
@@ -817,14 +833,86 @@ impl Core {
         };
         self.counters.requests += 1;
         if let Some(reply) = answer {
-            connection.session.reply(id, reply, false, &mut connection.output.outbox);
+            self.reply(connection, id, reply, now);
         }
+        self.ask(connection, now);
         if let Stalled::Frame { consumed_bytes, .. } = stalled {
             let held = connection.input.take();
             connection.input.put_back(held, consumed_bytes);
         }
         connection.is_unparsed = !connection.input.held().is_empty();
         true
+    }
+
+    /// Gives the session an answer that needed no shard.
+    fn reply(&mut self, connection: &mut Connection, id: u64, reply: Reply, now: Now) {
+        let view = View { now, catalog: self.router.catalog() };
+        connection.session.reply(id, reply, false, &view, &mut connection.output.outbox);
+    }
+
+    /// Hands on what the session itself wants to know. What the router is too busy for is kept, and tried again.
+    fn ask(&mut self, connection: &mut Connection, now: Now) {
+        while let Some((id, request)) = connection.held_ask.take().or_else(|| connection.session.poll_request()) {
+            self.counters.requests += 1;
+            match self.router.submit(self.origin(connection.id, id), &request.borrow(), now) {
+                Ok(None) => {}
+                Ok(Some(reply)) => self.reply(connection, id, reply, now),
+                Err(_) => {
+                    connection.held_ask = Some((id, request));
+                    self.asking.push_back(connection.id);
+                    break;
+                }
+            }
+        }
+        if connection.ending.is_none()
+            && let Some(reason) = connection.session.closing()
+        {
+            tracing::debug!(peer = ?connection.socket.peer_addr().ok(), "connection closed: {reason}");
+            self.counters.broken += 1;
+            connection.ending = Some(Ending::Broken);
+        }
+    }
+
+    /// Tries refused requests of sessions again.
+    fn ask_again(&mut self, now: Now) {
+        for _ in 0..self.asking.len().min(RESUMED_PER_TURN) {
+            let Some(id) = self.asking.pop_front() else { break };
+            if let Some(mut connection) = self.take(id) {
+                self.ask(&mut connection, now);
+                self.answered(connection);
+            }
+        }
+    }
+
+    /// After answers outside of reading: sends what there is, and lets the reader go on if it waited for that.
+    fn answered(&mut self, mut connection: Box<Connection>) {
+        self.charge_answers(&mut connection);
+        if (connection.output.is_ready() || connection.ending.is_some()) && !connection.is_dirty {
+            connection.is_dirty = true;
+            self.dirty.push_back(connection.id);
+        }
+        // An answer may be nothing to send, and then nothing else would wake the reader.
+        if connection.pause == Some(Pause::Full) && !is_full(&connection) {
+            connection.resume.raise();
+        }
+        self.put(connection);
+    }
+
+    /// Answers in memory count against the budget; they are bounded where they are made.
+    fn charge_answers(&mut self, connection: &mut Connection) {
+        if !connection.session.reads_frames() {
+            return;
+        }
+        let bytes = connection.session.held_bytes() + connection.output.len_bytes();
+        if bytes > connection.answer_bytes {
+            // What doesn't fit stays uncharged: refusing more answers is `deliver`'s matter.
+            if self.budget.charge(bytes - connection.answer_bytes) {
+                connection.answer_bytes = bytes;
+            }
+        } else {
+            self.budget.release(connection.answer_bytes - bytes);
+            connection.answer_bytes = bytes;
+        }
     }
 
     fn origin(&self, id: ConnectionId, request: u64) -> Origin {
@@ -861,7 +949,8 @@ impl Core {
         self.router.pump(now);
         // Giving the disk its work takes as long as a send. A lone answer goes first; with many of them the disk would
         // idle meanwhile.
-        let is_few = self.deliver_up_to(ANSWERS_BEFORE_DISK);
+        let is_few = self.deliver_up_to(ANSWERS_BEFORE_DISK, now);
+        self.ask_again(now);
         self.take_cold_reads();
         if is_few {
             self.flush_dirty(now);
@@ -919,10 +1008,10 @@ impl Core {
     }
 
     /// Gives at most `count` answers to their connections. Returns whether there were fewer.
-    fn deliver_up_to(&mut self, count: usize) -> bool {
+    fn deliver_up_to(&mut self, count: usize, now: Now) -> bool {
         for _ in 0..count {
             let Some(delivery) = self.router.poll_delivery() else { return true };
-            self.deliver(delivery);
+            self.deliver(delivery, now);
         }
         false
     }
@@ -931,7 +1020,7 @@ impl Core {
     fn deliver_all(&mut self, now: Now) {
         let mut count = 0;
         while let Some(delivery) = self.router.poll_delivery() {
-            self.deliver(delivery);
+            self.deliver(delivery, now);
             count += 1;
             if count % DELIVERIES_PER_LOOK == 0 && self.clock.monotonic_us() - now.monotonic_us > STEP_US {
                 break;
@@ -939,30 +1028,46 @@ impl Core {
         }
     }
 
-    fn deliver(&mut self, delivery: Delivery) {
-        let Delivery { origin, shard, reply, moved } = delivery;
+    fn deliver(&mut self, delivery: Delivery, now: Now) {
+        let Delivery { origin, shard, mut reply, moved } = delivery;
         let id = ConnectionId { slot: origin.connection, generation: origin.generation };
-        let slot = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
-        let Some(connection) = slot.and_then(|slot| slot.connection.as_deref_mut()) else {
+        let Some(mut connection) = self.take(id) else {
             // Nobody is there to read it.
             if let Reply::Fetched { data: FetchData::Extents(extents), .. } = &reply {
                 self.router.shards_mut().release_extents(shard, extents);
             }
             return;
         };
+        if connection.session.reads_frames() {
+            reply = self.owned(shard, reply);
+        }
         let outbox = &mut connection.output.outbox;
-        self.spares.begin(outbox);
+        if !connection.session.reads_frames() {
+            self.spares.begin(outbox);
+        }
         let pieces_before = outbox.pieces.len();
-        connection.session.reply(origin.request, reply, moved, outbox);
+        let view = View { now, catalog: self.router.catalog() };
+        connection.session.reply(origin.request, reply, moved, &view, outbox);
         // The session knows no shards.
         for piece in outbox.pieces.iter_mut().skip(pieces_before) {
             if let Piece::Frames { shard: of, .. } = piece {
                 *of = shard.0;
             }
         }
-        if !connection.is_dirty {
-            connection.is_dirty = true;
-            self.dirty.push_back(id);
+        self.ask(&mut connection, now);
+        self.answered(connection);
+    }
+
+    /// An answer whose frames are a copy, if there is memory for one.
+    fn owned(&mut self, shard: ringmain_wire::ShardId, reply: Reply) -> Reply {
+        let Reply::Fetched { head, data } = reply else { return reply };
+        let is_affordable = self.budget.available_bytes() >= head.bytes as usize;
+        if !is_affordable && let FetchData::Extents(extents) = &data {
+            self.router.shards_mut().release_extents(shard, extents);
+        }
+        match is_affordable.then(|| self.router.shards_mut().copy_frames(shard, data)).flatten() {
+            Some(frames) => Reply::Fetched { head, data: FetchData::Owned(frames) },
+            None => Reply::Failed(ErrorCode::Overloaded.into()),
         }
     }
 
@@ -1026,6 +1131,7 @@ impl Core {
         if connection.pause == Some(Pause::Full) && !is_full(&connection) {
             connection.resume.raise();
         }
+        self.charge_answers(&mut connection);
         let is_over = is_over(&connection);
         self.put(connection);
         if is_over || !is_alive {
@@ -1176,7 +1282,7 @@ impl Core {
     /// When the next turn is due without anything coming in.
     fn next_wake_us(&self) -> Option<u64> {
         let soon_us = |after_us| self.clock.monotonic_us() + after_us;
-        let busy = (!self.waiting.is_empty()).then(|| soon_us(BUSY_RETRY_US));
+        let busy = (!self.waiting.is_empty() || !self.asking.is_empty()).then(|| soon_us(BUSY_RETRY_US));
         let stopping = (self.stop != Stop::No).then(|| soon_us(STOP_POLL_US));
         [self.router.shards().next_deadline_us(), self.sweep_at_us, busy, stopping].into_iter().flatten().min()
     }
@@ -1203,18 +1309,14 @@ fn ticket(id: ConnectionId) -> u64 {
 }
 
 /// Keeps a refused request for later; also tells how many bytes leave the input already. A frame stays where it is;
-/// anything else is small and copied. What can't be copied is answered: try again.
-fn stall(connection: &mut Connection, id: u64, request: &Request<'_>, input: &[u8], consumed_bytes: usize) -> (Option<Stalled>, usize) {
+/// anything else is small and copied.
+fn stall(id: u64, request: &Request<'_>, input: &[u8], consumed_bytes: usize) -> (Stalled, usize) {
     if let Request::Produce { frame } = request {
-        let from = (frame.bytes().as_ptr() as usize).wrapping_sub(input.as_ptr() as usize);
-        let range = from..from.wrapping_add(frame.bytes().len());
-        if range.start <= range.end && range.end <= consumed_bytes {
-            return (Some(Stalled::Frame { id, frame: range, consumed_bytes }), 0);
+        let from = (frame.body().as_ptr() as usize).wrapping_sub(input.as_ptr() as usize);
+        let body = from..from.wrapping_add(frame.body().len());
+        if body.start <= body.end && body.end <= input.len() {
+            return (Stalled::Frame { id, header: Box::new(frame.header), body, consumed_bytes }, 0);
         }
     }
-    let stalled = OwnedRequest::copy(request).map(|request| Stalled::Owned { id, request });
-    if stalled.is_none() {
-        connection.session.reply(id, Reply::Failed(ErrorCode::Overloaded.into()), false, &mut connection.output.outbox);
-    }
-    (stalled, consumed_bytes)
+    (Stalled::Owned { id, request: OwnedRequest::copy(request) }, consumed_bytes)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -80,8 +80,11 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
+/// Makes the broker's side of a connection, which came to the broker by this address.
+pub type MakeSession = dyn Fn(IpAddr) -> Box<dyn Session>;
+
 /// Takes connections in until the core stops. `session` makes the broker's side of each.
-pub async fn accept(shared: Rc<Shared>, listener: TcpListener, session: Rc<dyn Fn() -> Box<dyn Session>>) {
+pub async fn accept(shared: Rc<Shared>, listener: TcpListener, session: Rc<MakeSession>) {
     let readiness = match listener.try_clone().and_then(|duplicate| Readiness::new(duplicate.into())) {
         Ok(readiness) => readiness,
         Err(error) => return tracing::error!("a door can't be watched: {error}"),
@@ -113,7 +116,7 @@ pub async fn accept(shared: Rc<Shared>, listener: TcpListener, session: Rc<dyn F
     }
 }
 
-fn accept_some(shared: &Rc<Shared>, listener: &TcpListener, session: &dyn Fn() -> Box<dyn Session>) -> io::Result<()> {
+fn accept_some(shared: &Rc<Shared>, listener: &TcpListener, session: &MakeSession) -> io::Result<()> {
     for _ in 0..ACCEPTS_PER_TURN {
         let socket = match rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
             Ok(socket) => TcpStream::from(socket),
@@ -129,7 +132,8 @@ fn accept_some(shared: &Rc<Shared>, listener: &TcpListener, session: &dyn Fn() -
         if socket.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
             let _ = rustix::net::sockopt::set_tcp_congestion(&socket, "reno");
         }
-        if !shared.open(socket, session())? {
+        let Ok(local) = socket.local_addr() else { continue };
+        if !shared.open(socket, session(local.ip().to_canonical()))? {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the memory budget has no room for another connection"));
         }
     }

@@ -178,6 +178,7 @@ impl Broker {
         let mut config = ServeConfig {
             data_dir: path.clone(),
             native: Listen::Addr(SocketAddr::from(([127, 0, 0, 1], 0))),
+            kafka: Listen::Addr(SocketAddr::from(([127, 0, 0, 1], 0))),
             admin: Listen::Off,
             memory_bytes: Some(128 << 20),
             segment_bytes: Some(8 << 20),

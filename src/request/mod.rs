@@ -43,6 +43,9 @@ pub enum Request<'a> {
     Produce { frame: Frame<'a> },
     /// Read from one partition.
     Fetch(Fetch),
+    /// Answered when a shard has more for a reader of several partitions, or when it has waited long enough. One at a time
+    /// per connection and shard: the next one ends the last.
+    Watch(Arc<Watch>),
     /// Offset by time; `ringmain_wire::control::{LATEST, EARLIEST}` for the ends.
     ListOffset {
         /// Where.
@@ -113,6 +116,21 @@ pub struct Fetch {
     pub committed_only: bool,
 }
 
+/// Waits for records in any of several partitions of one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// Theirs.
+    pub shard: ShardId,
+    /// Each with the end that the reader has seen.
+    pub partitions: Vec<(PartitionId, Offset)>,
+    /// So much more is wanted.
+    pub missing_bytes: u32,
+    /// At most this long.
+    pub max_wait_ms: u32,
+    /// The ends are those of what committed-only readers see.
+    pub committed_only: bool,
+}
+
 /// A place in a shard's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Extent {
@@ -131,6 +149,8 @@ pub enum Reply {
     Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool },
     /// Frames, whole.
     Fetched { head: Fetched, data: FetchData },
+    /// For `Watch`. Else the time is up.
+    Watched { is_due: bool },
     /// `found` = a record that young exists.
     Offset { offset: Offset, timestamp_ms: i64, found: bool },
     /// Durable.

@@ -11,7 +11,7 @@ use crate::request::group::{GroupListing, GroupReply, GroupRequest};
 use crate::request::transaction::{
     ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
 };
-use crate::request::{Failure, Fetch, FetchData, Fetched, Origin, Reply, Request};
+use crate::request::{Failure, Fetch, FetchData, Fetched, Origin, Reply, Request, Watch};
 use crate::shard::CatalogChange;
 
 /// From one core to another.
@@ -36,13 +36,15 @@ pub struct Answer {
     pub reply: OwnedReply,
 }
 
-/// A [`Request`] to a shard that owns what it names.
+/// A [`Request`] that owns what it names.
 #[derive(Clone, Debug)]
 pub enum OwnedRequest {
     /// The whole frame, its body checksum verified.
     Produce { frame: Vec<u8> },
     /// As in [`Request`].
     Fetch(Fetch),
+    /// As in [`Request`].
+    Watch(Arc<Watch>),
     /// As in [`Request`].
     ListOffset { partition: PartitionId, timestamp_ms: i64, committed_only: bool },
     /// As in [`Request`].
@@ -61,10 +63,20 @@ pub enum OwnedRequest {
     PartitionStates { partitions: Vec<PartitionId> },
     /// As in [`Request`].
     ShardStats,
+    /// As in [`Request`]; for this core's router.
+    Metadata { topics: Option<Vec<String>> },
+    /// As in [`Request`]; for this core's router.
+    DescribeTopic { name: String },
+    /// As in [`Request`]; for this core's router.
+    Stats,
     /// As in [`Request`].
     Group(Arc<GroupRequest>),
     /// As in [`Request`].
     ShardGroups,
+    /// As in [`Request`]; for this core's router.
+    ListGroups,
+    /// As in [`Request`]; for this core's router.
+    Coordinators { ids: Vec<String> },
     /// As in [`Request`].
     Transaction(Arc<TransactionRequest>),
     /// As in [`Request`].
@@ -75,14 +87,17 @@ pub enum OwnedRequest {
     CheckTransaction(TransactionCheck),
     /// As in [`Request`].
     EndTransaction(TransactionMarker),
+    /// As in [`Request`]; for this core's router.
+    ListTransactions,
 }
 
 impl OwnedRequest {
-    /// A copy of a request to a shard; `None` for those that the router answers itself.
-    pub fn copy(request: &Request<'_>) -> Option<OwnedRequest> {
-        Some(match request {
-            Request::Produce { frame } => OwnedRequest::Produce { frame: frame.bytes().to_vec() },
+    /// A copy of a request.
+    pub fn copy(request: &Request<'_>) -> OwnedRequest {
+        match request {
+            Request::Produce { frame } => OwnedRequest::Produce { frame: frame.to_vec() },
             Request::Fetch(fetch) => OwnedRequest::Fetch(*fetch),
+            Request::Watch(watch) => OwnedRequest::Watch(watch.clone()),
             Request::ListOffset { partition, timestamp_ms, committed_only } => {
                 OwnedRequest::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms, committed_only: *committed_only }
             }
@@ -101,18 +116,18 @@ impl OwnedRequest {
             Request::ShardStats => OwnedRequest::ShardStats,
             Request::Group(request) => OwnedRequest::Group(request.clone()),
             Request::ShardGroups => OwnedRequest::ShardGroups,
+            Request::Metadata { topics } => OwnedRequest::Metadata { topics: topics.clone() },
+            Request::DescribeTopic { name } => OwnedRequest::DescribeTopic { name: (*name).into() },
+            Request::Stats => OwnedRequest::Stats,
+            Request::ListGroups => OwnedRequest::ListGroups,
+            Request::Coordinators { ids } => OwnedRequest::Coordinators { ids: ids.clone() },
             Request::Transaction(request) => OwnedRequest::Transaction(request.clone()),
             Request::ShardTransactions => OwnedRequest::ShardTransactions,
             Request::DescribeProducers { partition } => OwnedRequest::DescribeProducers { partition: *partition },
             Request::CheckTransaction(check) => OwnedRequest::CheckTransaction(*check),
             Request::EndTransaction(marker) => OwnedRequest::EndTransaction(*marker),
-            Request::Metadata { .. }
-            | Request::DescribeTopic { .. }
-            | Request::Stats
-            | Request::ListGroups
-            | Request::ListTransactions
-            | Request::Coordinators { .. } => return None,
-        })
+            Request::ListTransactions => OwnedRequest::ListTransactions,
+        }
     }
 
     /// The request again, borrowed from this copy.
@@ -123,6 +138,7 @@ impl OwnedRequest {
         match self {
             OwnedRequest::Produce { frame } => Request::Produce { frame: Frame::parse(frame).expect("a copy of a parsed frame") },
             OwnedRequest::Fetch(fetch) => Request::Fetch(*fetch),
+            OwnedRequest::Watch(watch) => Request::Watch(watch.clone()),
             OwnedRequest::ListOffset { partition, timestamp_ms, committed_only } => {
                 Request::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms, committed_only: *committed_only }
             }
@@ -136,13 +152,19 @@ impl OwnedRequest {
             OwnedRequest::DeleteTopic { name } => Request::DeleteTopic { name },
             OwnedRequest::PartitionStates { partitions } => Request::PartitionStates { partitions: partitions.clone() },
             OwnedRequest::ShardStats => Request::ShardStats,
+            OwnedRequest::Metadata { topics } => Request::Metadata { topics: topics.clone() },
+            OwnedRequest::DescribeTopic { name } => Request::DescribeTopic { name },
+            OwnedRequest::Stats => Request::Stats,
             OwnedRequest::Group(request) => Request::Group(request.clone()),
             OwnedRequest::ShardGroups => Request::ShardGroups,
+            OwnedRequest::ListGroups => Request::ListGroups,
+            OwnedRequest::Coordinators { ids } => Request::Coordinators { ids: ids.clone() },
             OwnedRequest::Transaction(request) => Request::Transaction(request.clone()),
             OwnedRequest::ShardTransactions => Request::ShardTransactions,
             OwnedRequest::DescribeProducers { partition } => Request::DescribeProducers { partition: *partition },
             OwnedRequest::CheckTransaction(check) => Request::CheckTransaction(*check),
             OwnedRequest::EndTransaction(marker) => Request::EndTransaction(*marker),
+            OwnedRequest::ListTransactions => Request::ListTransactions,
         }
     }
 }
@@ -154,6 +176,8 @@ pub enum OwnedReply {
     Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool },
     /// The frames as a copy.
     Fetched { head: Box<Fetched>, frames: Vec<u8> },
+    /// As in [`Reply`].
+    Watched { is_due: bool },
     /// As in [`Reply`].
     Offset { offset: Offset, timestamp_ms: i64, found: bool },
     /// As in [`Reply`].
@@ -194,6 +218,7 @@ impl OwnedReply {
                 None => OwnedReply::Failed(ErrorCode::Overloaded.into()),
             },
             Reply::Offset { offset, timestamp_ms, found } => OwnedReply::Offset { offset, timestamp_ms, found },
+            Reply::Watched { is_due } => OwnedReply::Watched { is_due },
             Reply::Committed => OwnedReply::Committed,
             Reply::ConsumerOffset { offset, metadata } => OwnedReply::ConsumerOffset { offset, metadata },
             Reply::Producer { producer_id, producer_epoch } => OwnedReply::Producer { producer_id, producer_epoch },
@@ -219,6 +244,7 @@ impl OwnedReply {
             OwnedReply::Produced { base_offset, append_time_ms, duplicate } => Reply::Produced { base_offset, append_time_ms, duplicate },
             OwnedReply::Fetched { head, frames } => Reply::Fetched { head: *head, data: FetchData::Owned(frames) },
             OwnedReply::Offset { offset, timestamp_ms, found } => Reply::Offset { offset, timestamp_ms, found },
+            OwnedReply::Watched { is_due } => Reply::Watched { is_due },
             OwnedReply::Committed => Reply::Committed,
             OwnedReply::ConsumerOffset { offset, metadata } => Reply::ConsumerOffset { offset, metadata },
             OwnedReply::Producer { producer_id, producer_epoch } => Reply::Producer { producer_id, producer_epoch },

@@ -21,7 +21,7 @@ use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
 use crate::request::group::GroupListing;
 use crate::request::transaction::{TransactionAction, TransactionListing};
-use crate::request::{Failure, Fetch, Now, Origin, Reply, Request};
+use crate::request::{Failure, Fetch, Now, Origin, Reply, Request, Watch};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
 use letter::{Answer, OwnedReply, OwnedRequest, Question};
 use mailbox::Mailboxes;
@@ -162,6 +162,11 @@ impl Router {
         (self.mail.unanswered(), self.mail.waiting())
     }
 
+    /// This core's copy of the catalog.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
     /// Topics in the catalog.
     pub fn topic_count(&self) -> usize {
         self.catalog.topic_count()
@@ -202,6 +207,7 @@ impl Router {
                     None => return Ok(Some(unknown_partition(partition))),
                 }
             }
+            Request::Watch(watch) => watch.shard,
             Request::InitProducer | Request::CreateTopic(_) | Request::AlterTopic(_) | Request::DeleteTopic { .. } => ShardId(0),
             Request::Metadata { topics } => return Ok(Some(self.metadata(topics.as_deref()))),
             Request::DescribeTopic { name } => return self.describe(origin, name, now),
@@ -302,6 +308,11 @@ impl Router {
                 let (max_bytes, min_bytes) = (fetch.max_bytes.min(FETCH_AWAY_BYTES), fetch.min_bytes.min(FETCH_AWAY_BYTES));
                 OwnedRequest::Fetch(Fetch { max_wait_ms: fetch.max_wait_ms.min(limit_ms), min_bytes, max_bytes, ..*fetch })
             }
+            Request::Watch(watch) => {
+                let limit_ms = if away.len() < WAITING_AWAY_MAX { WAIT_AWAY_MAX_MS } else { WAIT_SHORT_MS };
+                away.insert(origin);
+                OwnedRequest::Watch(Arc::new(Watch { max_wait_ms: watch.max_wait_ms.min(limit_ms), ..Watch::clone(watch) }))
+            }
             Request::Group(asked) if asked.action.waits_for_others() => {
                 if away.len() >= WAITING_AWAY_MAX {
                     let reply = Reply::Failed(ErrorCode::Overloaded.into());
@@ -312,7 +323,7 @@ impl Router {
                 OwnedRequest::Group(asked.clone())
             }
             // A copy is made even if the ring turns out to be full; that is rare, and the connection then stops reading.
-            request => OwnedRequest::copy(request).ok_or(Busy)?,
+            request => OwnedRequest::copy(request),
         };
         self.mail.ask(core, Question::Request { origin, shard, request: owned }).map_err(|_| {
             away.remove(&origin);

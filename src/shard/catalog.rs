@@ -365,6 +365,11 @@ fn shown(name: &str) -> String {
     name.chars().take(TOPIC_NAME_MAX_BYTES).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+/// Whether a topic can have that name.
+pub fn is_topic_name(name: &str) -> bool {
+    check_name(name).is_ok()
+}
+
 fn check_name(name: &str) -> Result<(), Failure> {
     let invalid = |message: String| Err(Failure::new(ErrorCode::InvalidTopic, message));
     if name.is_empty() || name.len() > TOPIC_NAME_MAX_BYTES {

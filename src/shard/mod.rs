@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `partition` | a partition, and the table that finds it by number |
 //! | `produce`, `ack` | appending, idempotence, offset reservation; who waits for which commit group |
-//! | `read`, `fetch` | fetch, offsets by time; fetches that wait |
+//! | `read`, `fetch`, `watch` | fetch, offsets by time; fetches that wait; readers of many partitions that do |
 //! | `catalog`, `topics` | topics and partitions as a pure state machine; shard 0 decides, all apply |
 //! | `group` | consumer groups and the offsets they committed |
 //! | `producer_state` | what idempotent producers sent last |
@@ -37,6 +37,7 @@ mod state_record;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod watch;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -62,6 +63,7 @@ use partition::{NONE, Partition, PartitionTable};
 use read::{FooterWait, ReadFor};
 use recovery::Recovery;
 use state_record::StateRecord;
+use watch::Watches;
 
 /// Bounds of one shard.
 #[derive(Clone, Debug)]
@@ -226,6 +228,7 @@ pub struct Shard {
     events: VecDeque<ShardEvent>,
 
     waits: Waits,
+    watches: Watches,
     /// Requests waiting for a footer; counted against `waiting_fetches_max`.
     footer_waits: Vec<(u64, FooterWait)>,
     /// Fetches waiting for `cold_read_bytes_max`; counted against `waiting_fetches_max`.
@@ -313,6 +316,7 @@ impl Shard {
         }
         Shard {
             waits: Waits::default(),
+            watches: Watches::default(),
             background: Background::new(&config, now),
             config,
             written: log.written(),
@@ -357,6 +361,10 @@ impl Shard {
             Request::Produce { frame } => self.produce(origin, frame, now),
             Request::Fetch(fetch) => {
                 self.fetch_request(origin, *fetch, now);
+                Ok(())
+            }
+            Request::Watch(watch) => {
+                self.watch(origin, watch, now);
                 Ok(())
             }
             Request::ListOffset { partition, timestamp_ms, .. } => {
@@ -417,6 +425,7 @@ impl Shard {
         while let Some(index) = self.waits.of_connection(core, connection, generation) {
             self.take_wait(index);
         }
+        self.watches.cancel(core, connection, generation);
         let is_gone = |origin: &Origin| (origin.core, origin.connection, origin.generation) == (core, connection, generation);
         self.cold_waits.retain(|wait| !is_gone(&wait.origin));
         self.footer_waits.retain(|(_, wait)| !is_gone(&wait.origin()));
@@ -427,6 +436,9 @@ impl Shard {
         self.take_log_events(now);
         while let Some(index) = self.waits.expired(now.monotonic_us) {
             self.look_again(index, now);
+        }
+        while let Some(origin) = self.watches.expired(now.monotonic_us) {
+            self.reply(origin, Reply::Watched { is_due: false });
         }
         self.groups_step(now);
         self.background_step(now);
@@ -464,7 +476,8 @@ impl Shard {
     /// Monotonic time at which [`Shard::pump`] has something to do; `None` = nothing until woken.
     pub fn next_deadline_us(&self) -> Option<u64> {
         let groups = if self.fault.is_none() && !self.stopping { self.groups.next_deadline_us() } else { None };
-        let deadlines = [self.waits.next_deadline_us(), self.background.deadline_us(), self.log.next_deadline_us(), groups];
+        let (waits, watches) = (self.waits.next_deadline_us(), self.watches.next_deadline_us());
+        let deadlines = [waits, watches, self.background.deadline_us(), self.log.next_deadline_us(), groups];
         deadlines.into_iter().flatten().min()
     }
 
@@ -496,6 +509,9 @@ impl Shard {
         self.stopping = true;
         while let Some(index) = self.waits.first() {
             self.look_again(index, now);
+        }
+        while let Some(origin) = self.watches.pop() {
+            self.reply(origin, Reply::Watched { is_due: true });
         }
         self.groups.stop();
         self.take_group_replies();
@@ -568,7 +584,7 @@ impl Shard {
         let Some(partition) = self.partitions.get_mut(id) else { return };
         partition.high_watermark = partition.high_watermark.max(end);
         assert!(partition.high_watermark <= partition.next_offset, "partition {id}: readable beyond its end");
-        if partition.waiting != NONE {
+        if partition.waiting != NONE || self.watches.has(id) {
             self.woken.push(id);
         }
     }
@@ -698,7 +714,7 @@ impl Shard {
     }
 
     fn fetches_waiting(&self) -> usize {
-        self.waits.len() + self.footer_waits.len() + self.cold_waits.len()
+        self.waits.len() + self.watches.len() + self.footer_waits.len() + self.cold_waits.len()
     }
 
     fn partition_state(&self, id: PartitionId) -> Option<PartitionState> {

@@ -1,7 +1,7 @@
 //! Appending a batch: look up, judge, append, remember who waits for which commit group.
 
 use ringmain_wire::control::Durability;
-use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId};
+use ringmain_wire::{ErrorCode, Format, Frame, Offset, PartitionId, ProducerId};
 
 use super::partition::{NONE, RESERVED_AHEAD};
 use super::producer_state::{Batch, ProducerTable, Verdict};
@@ -26,12 +26,11 @@ impl Shard {
             self.fail(origin, ErrorCode::UnknownPartition.into());
             return Ok(());
         };
-        if frame.bytes().len() > partition.config.max_message_bytes as usize {
-            let message = format!(
-                "a batch of {} bytes; max.message.bytes of the topic is {}",
-                frame.bytes().len(),
-                partition.config.max_message_bytes
-            );
+        // A batch of another protocol is measured as its sender does: without the header around it.
+        let measured_bytes = if header.format == Format::Native as u8 { frame.len_bytes() } else { frame.body().len() };
+        if measured_bytes > partition.config.max_message_bytes as usize {
+            let message =
+                format!("a batch of {measured_bytes} bytes; max.message.bytes of the topic is {}", partition.config.max_message_bytes);
             self.fail(origin, Failure::new(ErrorCode::MessageTooLarge, message));
             return Ok(());
         }
@@ -72,7 +71,7 @@ impl Shard {
         }
         let Some(partition) = self.partitions.get_mut(id) else { return Ok(()) };
         let appended = self.log.append(Append {
-            bytes: frame.bytes(),
+            frame: *frame,
             partition: id,
             base_offset: next_offset,
             record_count,
@@ -90,13 +89,13 @@ impl Shard {
         partition.appended_bytes += frame.padded_bytes() as u64;
         self.counters.frames_in += 1;
         self.counters.records_in += u64::from(record_count);
-        self.counters.bytes_in += frame.bytes().len() as u64;
+        self.counters.bytes_in += frame.len_bytes() as u64;
         let is_reserved = end <= partition.reserved_end;
         match partition.config.durability {
             Durability::Memory if is_reserved => {
                 partition.high_watermark = partition.high_watermark.max(end);
                 self.acks_now.push(0, now.wall_ms, origin, next_offset, false);
-                if partition.waiting != NONE {
+                if partition.waiting != NONE || self.watches.has(id) {
                     self.woken.push(id);
                 }
             }

@@ -1,6 +1,6 @@
 //! Fetches and offsets by time: from the tail cache where the records are there, from the device where not.
 
-use ringmain_wire::control::{EARLIEST, LATEST};
+use ringmain_wire::control::{EARLIEST, LATEST, NEWEST};
 use ringmain_wire::{ErrorCode, Format, Offset, PartitionId, Records, frame};
 
 use super::Shard;
@@ -8,7 +8,7 @@ use super::fetch::Wait;
 use super::partition::NONE;
 use crate::device::{Fault, Slice};
 use crate::log::{Located, LocatedTime, ReadError};
-use crate::request::{Extent, Failure, Fetch, FetchData, Fetched, Now, Origin, Reply};
+use crate::request::{Extent, Failure, Fetch, FetchData, Fetched, Now, Origin, Reply, Watch};
 
 /// What a read from the device is for.
 #[derive(Debug)]
@@ -54,6 +54,33 @@ impl Shard {
         self.fetch(Wait { origin, fetch, deadline_us, wake_at_bytes: 0 }, now);
     }
 
+    /// Waits for more, unless there is more already.
+    pub(super) fn watch(&mut self, origin: Origin, watch: &Watch, now: Now) {
+        let missing_bytes = u64::from(watch.missing_bytes.max(1));
+        let mut partitions = Vec::with_capacity(watch.partitions.len());
+        let mut is_due = self.stopping || watch.max_wait_ms == 0;
+        for (id, seen) in &watch.partitions {
+            match self.partitions.get(*id) {
+                Some(partition) if partition.high_watermark <= *seen => {
+                    // With bytes on their way, the next step of the high watermark decides.
+                    let unread_bytes = if partition.next_offset > partition.high_watermark { missing_bytes } else { 0 };
+                    partitions.push((*id, partition.appended_bytes.saturating_sub(unread_bytes)));
+                }
+                _ => is_due = true,
+            }
+        }
+        if is_due {
+            return self.reply(origin, Reply::Watched { is_due: true });
+        }
+        if self.fetches_waiting() >= self.config.waiting_fetches_max {
+            return self.fail(origin, Failure::new(ErrorCode::Overloaded, format!("{} fetches wait already", self.fetches_waiting())));
+        }
+        let deadline_us = now.monotonic_us + u64::from(watch.max_wait_ms) * 1000;
+        if let Some(replaced) = self.watches.insert(origin, deadline_us, missing_bytes, &partitions) {
+            self.reply(replaced, Reply::Watched { is_due: false });
+        }
+    }
+
     /// Answers a fetch, or lets it wait for records, a footer or the device.
     fn fetch(&mut self, wait: Wait, now: Now) {
         let Wait { origin, fetch, deadline_us, .. } = wait;
@@ -70,6 +97,8 @@ impl Shard {
         let nothing = Found { extents: Vec::new(), next_offset: high_watermark, bytes: 0 };
         let found = if fetch.from == high_watermark {
             nothing
+        } else if fetch.max_bytes == 0 {
+            Found { next_offset: fetch.from, ..nothing }
         } else {
             match self.log.locate(fetch.partition, fetch.from, high_watermark, fetch.max_bytes) {
                 Located::Wait { segment } => return self.wait_for_footer(segment, FooterWait::Fetch(wait)),
@@ -261,6 +290,14 @@ impl Shard {
             let log_start = partition.log_start;
             return self.reply(origin, end_of(log_start));
         }
+        // The largest time among what is readable: the search below then finds the record that has it.
+        let timestamp_ms = match timestamp_ms {
+            NEWEST => match self.log.newest_time(id, high_watermark) {
+                Some(timestamp_ms) => timestamp_ms,
+                None => return self.answer_time(origin, id, None),
+            },
+            timestamp_ms => timestamp_ms,
+        };
         match self.log.locate_time(id, timestamp_ms, high_watermark) {
             LocatedTime::Wait { segment } => self.wait_for_footer(segment, FooterWait::Time { origin, partition: id, timestamp_ms }),
             LocatedTime::None => self.answer_time(origin, id, None),
@@ -315,6 +352,9 @@ impl Shard {
             }
             // The list runs from the youngest wait to the oldest; the oldest is served first.
             due.into_iter().rev().for_each(|index| self.look_again(index, now));
+            let mut ended = Vec::new();
+            self.watches.advance(id, appended_bytes, &mut ended);
+            ended.into_iter().for_each(|origin| self.reply(origin, Reply::Watched { is_due: true }));
         }
     }
 }

@@ -128,6 +128,9 @@ impl Shard {
                 self.fail(wait.origin, ErrorCode::UnknownPartition.into());
             }
         }
+        let mut ended = Vec::new();
+        self.watches.drop_partition(id, &mut ended);
+        ended.into_iter().for_each(|origin| self.reply(origin, Reply::Watched { is_due: true }));
         let Some(partition) = self.partitions.remove(id) else { return };
         self.counters.producers -= partition.producers.map_or(0, |table| table.len() as u64);
         self.log.drop_partition(id);

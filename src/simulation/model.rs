@@ -67,7 +67,7 @@ impl Partition {
             let got = (broker.epoch, broker.append_time_ms);
             return Err(format!("offset {base}: epoch and time {got:?}, appended as {:?}", (batch.epoch, batch.append_time_ms)));
         }
-        if frame.bytes()[32..] != batch.bytes[32..] {
+        if frame.to_vec()[32..] != batch.bytes[32..] {
             return Err(format!("offset {base}: other bytes than were appended"));
         }
         Ok(())

@@ -272,7 +272,7 @@ fn second_broker_on_a_directory_is_refused() {
     let broker = Broker::start("twice", Start::default());
     let data = broker.data();
     let began = Instant::now();
-    let second = ringmain(&["serve", "--native", "127.0.0.1:0", "--admin", "off", "--data", data.to_str().unwrap()], b"");
+    let second = ringmain(&["serve", "--native", "127.0.0.1:0", "--admin", "off", "--kafka", "off", "--data", data.to_str().unwrap()], b"");
     assert!(!second.status.success());
     let said = String::from_utf8_lossy(&second.stderr);
     assert!(said.contains("in use") || said.contains("lock"), "{said}");
@@ -284,7 +284,7 @@ fn taken_port_is_a_start_error_that_names_the_flag() {
     let broker = Broker::start("port", Start::default());
     let directory = Directory::new("port-second");
     let (address, data) = (broker.address(), directory.path.join("data"));
-    let second = ringmain(&["serve", "--native", &address, "--admin", "off", "--data", data.to_str().unwrap()], b"");
+    let second = ringmain(&["serve", "--native", &address, "--admin", "off", "--kafka", "off", "--data", data.to_str().unwrap()], b"");
     assert!(!second.status.success());
     let said = String::from_utf8_lossy(&second.stderr);
     assert!(said.contains("--native") && said.contains(&address), "{said}");
@@ -294,7 +294,10 @@ fn taken_port_is_a_start_error_that_names_the_flag() {
 fn foreign_directory_is_refused_and_left_alone() {
     let directory = Directory::new("foreign");
     let precious = directory.file("thesis.tex", b"years of work");
-    let output = ringmain(&["serve", "--native", "127.0.0.1:0", "--admin", "off", "--data", directory.path.to_str().unwrap()], b"");
+    let output = ringmain(
+        &["serve", "--native", "127.0.0.1:0", "--admin", "off", "--kafka", "off", "--data", directory.path.to_str().unwrap()],
+        b"",
+    );
     assert!(!output.status.success());
     assert_eq!(std::fs::read(precious).unwrap(), b"years of work");
     assert_eq!(std::fs::read_dir(&directory.path).unwrap().count(), 1, "{}", String::from_utf8_lossy(&output.stderr));

@@ -108,7 +108,17 @@ impl Broker {
         assert!(self.child.is_none(), "the broker is running");
         let native = self.start.native.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
         let mut command = if self.start.without_io_uring { crate::roundtrip::trampoline() } else { Command::new(PROGRAM) };
-        command.args(["serve", "--exit-with-parent", "--admin", "127.0.0.1:0", "--native", &native.to_string(), "--data"]);
+        command.args([
+            "serve",
+            "--exit-with-parent",
+            "--admin",
+            "127.0.0.1:0",
+            "--kafka",
+            "127.0.0.1:0",
+            "--native",
+            &native.to_string(),
+            "--data",
+        ]);
         command.arg(self.data()).args(&self.start.arguments);
         if !self.start.arguments.iter().any(|a| a == "--memory") {
             command.args(["--memory", "256M"]);

@@ -42,7 +42,7 @@ fn round_trip_where_io_uring_is_forbidden() {
 #[test]
 fn uring_where_io_uring_is_forbidden_is_a_start_error() {
     let directory = Directory::new("seccomp-uring");
-    let arguments = ["serve", "--io", "uring", "--native", "127.0.0.1:0", "--admin", "off", "--data"];
+    let arguments = ["serve", "--io", "uring", "--native", "127.0.0.1:0", "--kafka", "off", "--admin", "off", "--data"];
     let output = crate::harness::clean(trampoline().args(arguments).arg(directory.path.join("data"))).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && !said.contains("ready "), "{said}");

@@ -876,7 +876,7 @@ fn check_frame(
         record.map_err(inconsistent)?;
     }
     let skip = position.saturating_sub(offset) as u32;
-    let body = at_bytes + HEADER_BYTES..at_bytes + frame.bytes().len();
+    let body = at_bytes + HEADER_BYTES..at_bytes + frame.len_bytes();
     Ok(Some(FrameSpan { body, base_offset: offset, record_count, skip }))
 }
 

@@ -158,7 +158,7 @@ impl FakeBroker {
             }
             Some(Op::Produce) => {
                 let frame = Frame::parse(body).unwrap();
-                assert_eq!(frame.bytes().len(), body.len(), "a produce body is exactly one frame");
+                assert_eq!(frame.len_bytes(), body.len(), "a produce body is exactly one frame");
                 let Some(index) = self.index(frame.partition().0) else { return (Err(ErrorCode::UnknownPartition), false) };
                 let moved = self.partitions[index].port != port;
                 return (self.produce(index, frame), moved);
@@ -216,7 +216,7 @@ impl FakeBroker {
         if self.random.one_in(self.refuse_one_in) {
             return Err([ErrorCode::Overloaded, ErrorCode::UnknownPartition, ErrorCode::DiskFull][self.random.below(3) as usize]);
         }
-        if frame.bytes().len() > self.max_message_bytes as usize || self.random.one_in(self.refuse_for_good_one_in) {
+        if frame.len_bytes() > self.max_message_bytes as usize || self.random.one_in(self.refuse_for_good_one_in) {
             return Err(ErrorCode::MessageTooLarge);
         }
         let (producer, append_time_ms) = (frame.header.producer, self.append_time_ms);
@@ -249,7 +249,7 @@ impl FakeBroker {
                 state.recent.remove(0);
             }
         }
-        let mut bytes = frame.bytes().to_vec();
+        let mut bytes = frame.to_vec();
         let stamp = BrokerHalf::stamp(bytes.len() as u32, Offset(partition.end), append_time_ms, 1);
         bytes[..stamp.len()].copy_from_slice(&stamp);
         bytes.resize(align_up(bytes.len()), 0);
@@ -295,7 +295,7 @@ impl FakeBroker {
         let mut values = Vec::new();
         for (_, bytes) in &self.partitions[index].frames {
             let frame = Frame::parse(bytes).unwrap();
-            for record in Records::new(&bytes[HEADER_BYTES..frame.bytes().len()], frame.header.producer.record_count).unwrap() {
+            for record in Records::new(&bytes[HEADER_BYTES..frame.len_bytes()], frame.header.producer.record_count).unwrap() {
                 values.push(record.unwrap().value.unwrap().to_vec());
             }
         }

@@ -205,6 +205,8 @@ fixed! {
 pub const LATEST: i64 = -1;
 /// `ListOffsets::timestamp_ms` for the log start.
 pub const EARLIEST: i64 = -2;
+/// As a timestamp between doors and shards: the record with the largest one. Not in the native protocol.
+pub const NEWEST: i64 = -3;
 
 open! {
     /// First request of a connection.

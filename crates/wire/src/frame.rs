@@ -10,6 +10,11 @@
 //! `body crc` (CRC32C) covers bytes 36.. up to `len`: the rest of the producer half and the body. It is made
 //! by the producer, verified when the broker takes the frame in, never recomputed, and checked again by the
 //! consumer. `header crc` covers bytes 0..28 and is made by the broker.
+//!
+//! A [`Format::Kafka`] body is a record batch (magic 2) with a checksum of its own. The broker stamps two of its
+//! fields, base offset and leader epoch, which lie in the body's first 16 bytes: `body crc` takes those 16 as zeros
+//! whatever they are. So it stays true when they are stamped, and is made from the batch's own, verified
+//! checksum without summing the batch again.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -24,6 +29,10 @@ pub const HALF_BYTES: usize = 32;
 pub const MAGIC: u32 = u32::from_le_bytes(*b"RMF1");
 /// Where the bytes covered by the producer's checksum begin.
 pub const BODY_CRC_FROM: usize = 36;
+/// First bytes of a Kafka batch, which the checksum takes as zeros: base offset, length, leader epoch.
+pub const STAMPED_BYTES: usize = 16;
+/// Where the bytes covered by a Kafka batch's own checksum begin.
+pub const KAFKA_CHECKED_FROM: usize = 21;
 
 /// The half that the broker stamps, once, before the frame is written.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,12 +180,12 @@ impl std::fmt::Display for FrameError {
 
 impl std::error::Error for FrameError {}
 
-/// A whole frame, borrowed: exactly `len` bytes (padding excluded), header parsed, checksums not judged.
+/// A whole frame, borrowed: header parsed, then exactly `len` − 64 bytes (padding excluded), checksums not judged.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
     /// Both halves of the header.
     pub header: FrameHeader,
-    bytes: &'a [u8],
+    body: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
@@ -194,34 +203,55 @@ impl<'a> Frame<'a> {
         if Format::from_number(header.producer.format).is_none() || header.producer.record_count == 0 {
             return Err(FrameError::BadFormat { format: header.producer.format, record_count: header.producer.record_count });
         }
-        Ok(Frame { header, bytes })
+        Ok(Frame { header, body: &bytes[HEADER_BYTES..] })
+    }
+
+    /// A frame of a header and a body that lie apart; the header's length is the body's with its own.
+    pub fn of_parts(header: FrameHeader, body: &'a [u8]) -> Frame<'a> {
+        let broker = BrokerHalf { magic: MAGIC, len: (HEADER_BYTES + body.len()) as u32, ..header.broker };
+        Frame { header: FrameHeader { broker, ..header }, body }
     }
 
     /// Checks the producer's CRC32C.
     pub fn verify_body(&self) -> Result<(), FrameError> {
-        let (expected, got) = (self.header.producer.body_crc, crc32c::crc32c(&self.bytes[BODY_CRC_FROM..]));
+        let expected = self.header.producer.body_crc;
+        let head = crc32c::crc32c(&self.header.producer.to_bytes()[BODY_CRC_FROM - HALF_BYTES..]);
+        let got = match self.body.split_at_checked(STAMPED_BYTES) {
+            Some((_, rest)) if self.header.producer.format == Format::Kafka as u8 => {
+                crc32c::crc32c_append(crc32c::crc32c_append(head, &[0; STAMPED_BYTES]), rest)
+            }
+            _ => crc32c::crc32c_append(head, self.body),
+        };
         if expected == got { Ok(()) } else { Err(FrameError::BodyCrc { expected, got }) }
     }
 
     /// Checks the broker's CRC32C.
     pub fn verify_header(&self) -> Result<(), FrameError> {
-        let (expected, got) = (self.header.broker.header_crc, crc32c::crc32c(&self.bytes[..28]));
+        let (expected, got) = (self.header.broker.header_crc, crc32c::crc32c(&self.header.broker.to_bytes()[..28]));
         if expected == got { Ok(()) } else { Err(FrameError::HeaderCrc { expected, got }) }
     }
 
-    /// The whole frame, padding excluded.
-    pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+    /// Bytes of the whole frame, padding excluded.
+    pub fn len_bytes(&self) -> usize {
+        HEADER_BYTES + self.body.len()
+    }
+
+    /// The whole frame in one piece, as a copy; padding excluded.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.len_bytes());
+        bytes.extend_from_slice(&self.header.to_bytes());
+        bytes.extend_from_slice(self.body);
+        bytes
     }
 
     /// The bytes after the header.
     pub fn body(&self) -> &'a [u8] {
-        &self.bytes[HEADER_BYTES..]
+        self.body
     }
 
     /// Bytes this frame takes in a log or a fetch reply, padding included.
     pub fn padded_bytes(&self) -> usize {
-        crate::align_up(self.bytes.len())
+        crate::align_up(self.len_bytes())
     }
 
     /// Offset of the first record (as stamped by the broker).
@@ -267,6 +297,14 @@ pub fn frames(mut bytes: &[u8]) -> impl Iterator<Item = Result<Frame<'_>, FrameE
 }
 
 impl FrameHeader {
+    /// The 64 bytes as they are.
+    pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..HALF_BYTES].copy_from_slice(&self.broker.to_bytes());
+        bytes[HALF_BYTES..].copy_from_slice(&self.producer.to_bytes());
+        bytes
+    }
+
     /// Reads a header from the first 64 bytes; `None` if there are fewer.
     pub fn read(input: &[u8]) -> Option<FrameHeader> {
         let a = rkyv::access::<ArchivedFrameHeader, rkyv::rancor::Failure>(input.get(..HEADER_BYTES)?).ok()?;
@@ -294,7 +332,46 @@ impl FrameHeader {
     }
 }
 
+impl ProducerHalf {
+    /// The 32 bytes as they lie in a frame. By hand for the same reason as [`BrokerHalf::stamp`].
+    #[inline]
+    pub fn to_bytes(&self) -> [u8; HALF_BYTES] {
+        let mut bytes = [0; HALF_BYTES];
+        bytes[0..4].copy_from_slice(&self.body_crc.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.partition.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.record_count.to_le_bytes());
+        (bytes[12], bytes[13]) = (self.format, self.flags);
+        bytes[14..16].copy_from_slice(&self.producer_epoch.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.producer_id.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.reserved.to_le_bytes());
+        bytes
+    }
+
+    /// Seals the half for a Kafka batch whose own checksum is verified, without another look at the batch:
+    /// `body` is the whole batch, at least [`KAFKA_CHECKED_FROM`] bytes; `batch_crc` covers it from there.
+    pub fn seal_kafka(&mut self, body: &[u8], batch_crc: u32) {
+        self.body_crc = 0;
+        let head = crc32c::crc32c(&self.to_bytes()[BODY_CRC_FROM - HALF_BYTES..]);
+        let head = crc32c::crc32c_append(head, &[0; STAMPED_BYTES]);
+        let head = crc32c::crc32c_append(head, &body[STAMPED_BYTES..KAFKA_CHECKED_FROM]);
+        self.body_crc = crate::crc::combine(head, batch_crc, (body.len() - KAFKA_CHECKED_FROM) as u64);
+    }
+}
+
 impl BrokerHalf {
+    /// The 32 bytes as they are.
+    pub fn to_bytes(&self) -> [u8; HALF_BYTES] {
+        let mut bytes = [0; HALF_BYTES];
+        bytes[0..4].copy_from_slice(&self.magic.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.len.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.base_offset.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.append_time_ms.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.epoch.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.header_crc.to_le_bytes());
+        bytes
+    }
+
     /// The 32 bytes of a stamped broker half, its checksum computed.
     ///
     /// Written field by field: this runs for every frame, and a general serializer costs twice the checksum.

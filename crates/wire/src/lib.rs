@@ -15,6 +15,7 @@
 
 pub mod code;
 pub mod control;
+pub mod crc;
 pub mod envelope;
 pub mod frame;
 pub mod id;

@@ -43,7 +43,8 @@ pub fn reply(op: u16, correlation: u64, reply: Reply, moved: bool, out: &mut Out
         Reply::Stats(stats) => open(op, reply_flags, correlation, &*stats, out),
         Reply::Failed(failure) => error(op, reply_flags, correlation, &failure, out),
         // Parts of other answers, or answers to what this door doesn't ask.
-        Reply::PartitionStates(_)
+        Reply::Watched { .. }
+        | Reply::PartitionStates(_)
         | Reply::ShardStats(_)
         | Reply::Group(_)
         | Reply::Groups(_)

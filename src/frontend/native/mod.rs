@@ -22,8 +22,8 @@ use rkyv::Portable;
 use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
 
-use crate::frontend::{Outbox, ProtocolError, Received, Session};
-use crate::request::{Failure, Fetch, Now, Reply, Request};
+use crate::frontend::{Outbox, ProtocolError, Received, Session, View};
+use crate::request::{Failure, Fetch, Reply, Request};
 
 /// Largest request, envelope included, before the peer has said hello (DESIGN, invariant 13).
 pub const HELLO_LIMIT_BYTES: usize = 16 << 10;
@@ -120,7 +120,7 @@ impl NativeSession {
 }
 
 impl Session for NativeSession {
-    fn receive<'a>(&mut self, input: &'a [u8], _now: Now, out: &mut Outbox) -> Result<Received<'a>, ProtocolError> {
+    fn receive<'a>(&mut self, input: &'a [u8], _view: &View<'_>, out: &mut Outbox) -> Result<Received<'a>, ProtocolError> {
         let Some(envelope) = Envelope::read(input) else {
             return Ok(Received::More { needed_bytes: 0 });
         };
@@ -150,7 +150,7 @@ impl Session for NativeSession {
         }
     }
 
-    fn reply(&mut self, id: u64, reply: Reply, moved: bool, out: &mut Outbox) {
+    fn reply(&mut self, id: u64, reply: Reply, moved: bool, _view: &View<'_>, out: &mut Outbox) {
         let pending = &mut self.pending[id as usize];
         assert!(pending.waiting, "request {id} answered twice");
         pending.waiting = false;
@@ -251,8 +251,8 @@ fn parse<'a>(envelope: &Envelope, body: &'a [u8]) -> Result<Request<'a>, Failure
 /// One frame that fills `body`: whole, undamaged, native. The records' structure isn't walked.
 fn produce(body: &[u8]) -> Result<Request<'_>, Failure> {
     let frame = Frame::parse(body).map_err(|error| frame_failure(error, body))?;
-    if frame.bytes().len() != body.len() {
-        let message = format!("the frame has {} bytes, the request's body {}", frame.bytes().len(), body.len());
+    if frame.len_bytes() != body.len() {
+        let message = format!("the frame has {} bytes, the request's body {}", frame.len_bytes(), body.len());
         return Err(Failure::new(ErrorCode::CorruptFrame, message));
     }
     frame.verify_body().map_err(|error| frame_failure(error, body))?;

@@ -11,9 +11,16 @@ use ringmain_wire::{Envelope, ErrorCode, Op, PartitionId, RecordBatchBuilder, fr
 
 use super::*;
 use crate::frontend::Piece;
-use crate::request::{Extent, FetchData, Fetched};
+use crate::request::{Extent, FetchData, Fetched, Now};
+use crate::shard::Catalog;
 
 const MAX_REQUEST_BYTES: u32 = 64 << 10;
+
+macro_rules! view {
+    () => {
+        &View { now: Now::default(), catalog: &Catalog::default() }
+    };
+}
 
 fn session() -> NativeSession {
     NativeSession::new(NativeConfig { cluster_id: 7, max_request_bytes: MAX_REQUEST_BYTES, max_in_flight: 8 })
@@ -24,7 +31,7 @@ fn established() -> NativeSession {
     let mut session = session();
     let mut out = Outbox::default();
     let hello = request(Op::Hello, 1, &open_body(&hello()));
-    session.receive(&hello, Now::default(), &mut out).unwrap();
+    session.receive(&hello, view!(), &mut out).unwrap();
     assert!(session.is_established());
     session
 }
@@ -88,7 +95,7 @@ fn check_refused(op: Op, body: &[u8], code: ErrorCode) {
     let mut session = established();
     let mut out = Outbox::default();
     let bytes = request(op, 77, body);
-    let received = session.receive(&bytes, Now::default(), &mut out).unwrap();
+    let received = session.receive(&bytes, view!(), &mut out).unwrap();
     assert!(matches!(received, Received::Handled { consumed_bytes } if consumed_bytes == bytes.len()), "{received:?}");
     let (envelope, got, message) = error_of(&out);
     assert_eq!((envelope.op, envelope.correlation, got), (op as u16, 77, code), "{message}");
@@ -99,7 +106,7 @@ fn check_refused(op: Op, body: &[u8], code: ErrorCode) {
 /// `bytes` end the connection after an error reply.
 fn check_closed(mut session: NativeSession, bytes: &[u8], code: ErrorCode) {
     let mut out = Outbox::default();
-    let error = session.receive(bytes, Now::default(), &mut out).expect_err("the connection must close");
+    let error = session.receive(bytes, view!(), &mut out).expect_err("the connection must close");
     assert_eq!(error_of(&out).1, code, "{}", error.message);
 }
 
@@ -145,7 +152,7 @@ fn hello_is_answered_with_the_lower_version_and_the_limits() {
     let mut out = Outbox::default();
     let bytes = request(Op::Hello, 5, &open_body(&hello()));
     assert!(
-        matches!(session.receive(&bytes, Now::default(), &mut out), Ok(Received::Handled { consumed_bytes }) if consumed_bytes == bytes.len())
+        matches!(session.receive(&bytes, view!(), &mut out), Ok(Received::Handled { consumed_bytes }) if consumed_bytes == bytes.len())
     );
     let (envelope, body) = one_reply(&out);
     assert_eq!((envelope.op, envelope.flags, envelope.correlation), (Op::Hello as u16, flags::REPLY, 5));
@@ -191,11 +198,11 @@ fn envelope_beyond_the_limit_closes_before_its_body() {
     check_closed(established(), &envelope(u32::MAX), ErrorCode::MessageTooLarge);
     let mut out = Outbox::default();
     let waits = session()
-        .receive(&envelope(limit), Now::default(), &mut out)
+        .receive(&envelope(limit), view!(), &mut out)
         .is_ok_and(|received| matches!(received, Received::More { needed_bytes: HELLO_LIMIT_BYTES }));
     assert!(waits && out.is_empty());
     let largest = envelope(MAX_REQUEST_BYTES);
-    let waits = established().receive(&largest, Now::default(), &mut out);
+    let waits = established().receive(&largest, view!(), &mut out);
     assert!(matches!(waits, Ok(Received::More { needed_bytes }) if needed_bytes == MAX_REQUEST_BYTES as usize + Envelope::BYTES));
 }
 
@@ -207,12 +214,12 @@ fn request_cut_anywhere_waits_for_the_rest() {
         let mut out = Outbox::default();
         for cut in 0..bytes.len() {
             let needed = if cut < Envelope::BYTES { 0 } else { bytes.len() };
-            let received = session.receive(&bytes[..cut], Now::default(), &mut out).unwrap();
+            let received = session.receive(&bytes[..cut], view!(), &mut out).unwrap();
             assert!(matches!(received, Received::More { needed_bytes } if needed_bytes == needed), "{op:?} cut at {cut}: {received:?}");
         }
         let mut two = bytes.clone();
         two.extend_from_slice(&bytes);
-        let received = session.receive(&two, Now::default(), &mut out).unwrap();
+        let received = session.receive(&two, view!(), &mut out).unwrap();
         assert!(matches!(received, Received::Request { consumed_bytes, .. } if consumed_bytes == bytes.len()), "{op:?}: {received:?}");
         assert!(out.is_empty());
         assert_eq!(session.in_flight(), 1);
@@ -226,7 +233,7 @@ fn requests_arrive_with_what_was_sent() {
     let mut seen = Vec::new();
     for (op, body) in every_request() {
         let bytes = request(op, 9, &body);
-        let Ok(Received::Request { request, .. }) = session.receive(&bytes, Now::default(), &mut out) else { panic!("{op:?}") };
+        let Ok(Received::Request { request, .. }) = session.receive(&bytes, view!(), &mut out) else { panic!("{op:?}") };
         seen.push(match request {
             Request::Produce { frame } => format!("produce {} {}", frame.partition(), frame.header.producer.record_count),
             Request::Fetch(f) => format!("fetch {} {} {} {} {}", f.partition, f.from, f.min_bytes, f.max_bytes, f.max_wait_ms),
@@ -323,7 +330,7 @@ fn batch_that_never_was_native_is_invalid() {
     check_refused(Op::Produce, &unknown_format, ErrorCode::InvalidBatch);
     let mut session = established();
     let accepted = request(Op::Produce, 1, &sealed(16 + 2 * 24, Format::Native, 2, &|i| i.flags = frame::flags::QUEUE_HEADERS));
-    assert!(matches!(session.receive(&accepted, Now::default(), &mut Outbox::default()), Ok(Received::Request { .. })));
+    assert!(matches!(session.receive(&accepted, view!(), &mut Outbox::default()), Ok(Received::Request { .. })));
 }
 
 #[test]
@@ -331,12 +338,12 @@ fn unknown_op_is_answered_with_its_number_and_the_session_goes_on() {
     let mut session = established();
     let mut out = Outbox::default();
     let bytes = raw_request(4242, 0, 3, b"whatever");
-    assert!(matches!(session.receive(&bytes, Now::default(), &mut out), Ok(Received::Handled { consumed_bytes: 24 })));
+    assert!(matches!(session.receive(&bytes, view!(), &mut out), Ok(Received::Handled { consumed_bytes: 24 })));
     let (envelope, code, _) = error_of(&out);
     assert_eq!((envelope.op, envelope.correlation, code), (4242, 3, ErrorCode::UnsupportedOp));
     let mut out = Outbox::default();
     let bytes = raw_request(Op::InitProducer as u16, flags::REPLY, 3, b"");
-    session.receive(&bytes, Now::default(), &mut out).unwrap();
+    session.receive(&bytes, view!(), &mut out).unwrap();
     assert_eq!(error_of(&out).1, ErrorCode::MalformedRequest);
 }
 
@@ -345,8 +352,8 @@ fn answer(op: Op, body: &[u8], reply: Reply, moved: bool) -> Outbox {
     let mut session = established();
     let mut out = Outbox::default();
     let bytes = request(op, 0xDEAD_BEEF_0123, body);
-    let Ok(Received::Request { id, .. }) = session.receive(&bytes, Now::default(), &mut out) else { panic!("{op:?} refused") };
-    session.reply(id, reply, moved, &mut out);
+    let Ok(Received::Request { id, .. }) = session.receive(&bytes, view!(), &mut out) else { panic!("{op:?} refused") };
+    session.reply(id, reply, moved, view!(), &mut out);
     assert_eq!(session.in_flight(), 0);
     out
 }
@@ -435,17 +442,17 @@ fn replies_in_another_order_find_their_requests() {
     let mut ids = Vec::new();
     for correlation in [10, 20, 30] {
         let bytes = request(Op::Produce, correlation, &batch(1));
-        let Ok(Received::Request { id, .. }) = session.receive(&bytes, Now::default(), &mut out) else { panic!() };
+        let Ok(Received::Request { id, .. }) = session.receive(&bytes, view!(), &mut out) else { panic!() };
         ids.push(id);
     }
     assert_eq!(session.in_flight(), 3);
     let produced = || Reply::Produced { base_offset: Offset(0), append_time_ms: 0, duplicate: false };
-    session.reply(ids[1], produced(), false, &mut out);
+    session.reply(ids[1], produced(), false, view!(), &mut out);
     let bytes = request(Op::Produce, 40, &batch(1));
-    let Ok(Received::Request { id, .. }) = session.receive(&bytes, Now::default(), &mut out) else { panic!() };
+    let Ok(Received::Request { id, .. }) = session.receive(&bytes, view!(), &mut out) else { panic!() };
     assert_eq!(id, ids[1], "ids are used again");
     for id in [ids[2], id, ids[0]] {
-        session.reply(id, produced(), false, &mut out);
+        session.reply(id, produced(), false, view!(), &mut out);
     }
     let correlations: Vec<u64> = sent(&out).chunks_exact(40).map(|reply| Envelope::read(reply).unwrap().correlation).collect();
     assert_eq!(correlations, [20, 30, 40, 10]);
@@ -465,7 +472,7 @@ proptest! {
         }
         let mut session = if says_hello { established() } else { session() };
         let mut out = Outbox::default();
-        match session.receive(&input, Now::default(), &mut out) {
+        match session.receive(&input, view!(), &mut out) {
             Ok(Received::More { .. }) => prop_assert!(out.is_empty()),
             Ok(Received::Request { consumed_bytes, .. }) => prop_assert!(consumed_bytes <= input.len()),
             Ok(Received::Handled { consumed_bytes }) => prop_assert!(consumed_bytes >= Envelope::BYTES && consumed_bytes <= input.len()),
@@ -480,6 +487,6 @@ proptest! {
         let mut bytes = request(op, 1, &body);
         let at = at % bytes.len();
         bytes[at] = value;
-        let _ = established().receive(&bytes, Now::default(), &mut Outbox::default());
+        let _ = established().receive(&bytes, view!(), &mut Outbox::default());
     }
 }

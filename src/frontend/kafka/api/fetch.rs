@@ -1,0 +1,290 @@
+//! Stored batches of many partitions, within the client's limits. All partitions are asked without waiting; if that is too
+//! little, every shard concerned tells when there is more, and they are asked again.
+//!
+//! There are no fetch sessions: every request names its partitions, which clients understand from session id 0.
+
+use bytes::Bytes;
+use kafka_protocol::messages::fetch_response::{AbortedTransaction, FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::{FetchResponse, ProducerId, TopicName};
+use ringmain_wire::{Offset, PartitionId, ShardId, frame};
+
+use super::metadata::leader_epoch;
+use super::{Call, Context, encode, text};
+use crate::frontend::kafka::decode::{FetchPartition, FetchRequest};
+use crate::frontend::kafka::{errors, records};
+use crate::request::{Fetch as ShardFetch, FetchData, Fetched, Reply, Watch};
+use crate::router::letter::OwnedRequest;
+
+/// Most that one response holds, one batch excepted.
+const RESPONSE_MAX_BYTES: usize = 8 << 20;
+/// Partitions asked at a time: their answers are in memory together.
+const PARTS_AT_A_TIME: usize = 16;
+/// Longest wait.
+const WAIT_MAX_MS: u32 = 30_000;
+
+/// The call.
+pub struct Fetch {
+    error: i16,
+    committed_only: bool,
+    min_bytes: usize,
+    max_bytes: usize,
+    max_wait_ms: u32,
+    deadline_us: u64,
+    topics: Vec<TopicParts>,
+    parts: Vec<Part>,
+    /// The first partition that hasn't been asked in this round.
+    next: usize,
+    unanswered: usize,
+    /// Of `max_bytes`: promised to partitions that haven't answered.
+    promised_bytes: usize,
+    got_bytes: usize,
+    is_watching: bool,
+    is_last_round: bool,
+}
+
+struct TopicParts {
+    name: String,
+    part_count: usize,
+}
+
+struct Part {
+    index: i32,
+    from: Offset,
+    max_bytes: usize,
+    /// `None` = it has an error.
+    place: Option<(PartitionId, ShardId)>,
+    error: i16,
+    promised_bytes: usize,
+    high_watermark: i64,
+    last_stable: i64,
+    log_start: i64,
+    aborted: Vec<AbortedTransaction>,
+    records: Vec<u8>,
+}
+
+impl Fetch {
+    /// Finds the partitions; asks nothing yet.
+    pub fn open(request: &FetchRequest<'_>, context: &Context<'_>) -> Fetch {
+        let mut parts = Vec::new();
+        let topics = request.topics.iter().map(|topic| {
+            let known = context.view.catalog.topic(topic.name);
+            for wanted in &topic.partitions {
+                let place = known.and_then(|topic| topic.partitions.get(usize::try_from(wanted.index).ok()?));
+                let place = place.map(|place| (PartitionId(place.partition), ShardId(place.shard)));
+                parts.push(Part::new(wanted, place, context));
+            }
+            TopicParts { name: topic.name.to_owned(), part_count: topic.partitions.len() }
+        });
+        let topics = topics.collect();
+        let bytes = |bytes: i32| usize::try_from(bytes).unwrap_or(0);
+        Fetch {
+            error: if request.session_id == 0 { errors::NONE } else { errors::FETCH_SESSION_ID_NOT_FOUND },
+            committed_only: request.isolation_level == 1,
+            min_bytes: bytes(request.min_bytes),
+            max_bytes: bytes(request.max_bytes).min(RESPONSE_MAX_BYTES),
+            max_wait_ms: u32::try_from(request.max_wait_ms).unwrap_or(0).min(WAIT_MAX_MS),
+            deadline_us: 0,
+            topics,
+            parts,
+            next: 0,
+            unanswered: 0,
+            promised_bytes: 0,
+            got_bytes: 0,
+            is_watching: false,
+            is_last_round: false,
+        }
+    }
+
+    /// Asks as many partitions as may be asked at a time. What is left of the limit goes to those that come first.
+    fn ask(&mut self, context: &mut Context<'_>) {
+        while self.unanswered < PARTS_AT_A_TIME && self.next < self.parts.len() {
+            let number = self.next;
+            self.next += 1;
+            let left_bytes = self.max_bytes.saturating_sub(self.got_bytes + self.promised_bytes);
+            let is_first = self.got_bytes + self.promised_bytes == 0;
+            let part = &mut self.parts[number];
+            let Some((partition, _)) = part.place else { continue };
+            // Whoever gets nothing any more is asked for the state of the partition all the same.
+            part.promised_bytes = part.max_bytes.min(left_bytes).max(usize::from(is_first));
+            self.promised_bytes += part.promised_bytes;
+            self.unanswered += 1;
+            let fetch = ShardFetch {
+                partition,
+                from: part.from,
+                min_bytes: 0,
+                max_bytes: part.promised_bytes as u32,
+                max_wait_ms: 0,
+                committed_only: self.committed_only,
+            };
+            context.ask(number as u32, OwnedRequest::Fetch(fetch));
+        }
+        if self.unanswered == 0 {
+            self.round_ended(context);
+        }
+    }
+
+    /// Every partition has answered: that is the response, unless it is worth waiting for more.
+    fn round_ended(&mut self, context: &mut Context<'_>) {
+        let waited = context.view.now.monotonic_us >= self.deadline_us;
+        let has_error = self.parts.iter().any(|part| part.error != errors::NONE);
+        if self.got_bytes >= self.min_bytes || waited || self.is_last_round || has_error || self.parts.is_empty() {
+            return;
+        }
+        let left_us = self.deadline_us - context.view.now.monotonic_us;
+        let max_wait_ms = left_us.div_ceil(1000) as u32;
+        let missing_bytes = (self.min_bytes - self.got_bytes) as u32;
+        let mut shards: Vec<ShardId> = self.parts.iter().filter_map(|part| part.place).map(|(_, shard)| shard).collect();
+        shards.sort_unstable_by_key(|shard| shard.0);
+        shards.dedup();
+        self.is_watching = true;
+        for shard in shards {
+            let of_shard = self.parts.iter().filter(|part| part.place.is_some_and(|(_, of)| of == shard));
+            let partitions = of_shard.filter_map(|part| {
+                let end = if self.committed_only { part.last_stable } else { part.high_watermark };
+                part.place.map(|(partition, _)| (partition, Offset(end.max(0) as u64)))
+            });
+            let watch = Watch { shard, partitions: partitions.collect(), missing_bytes, max_wait_ms, committed_only: self.committed_only };
+            context.ask_aside(u32::from(shard.0), OwnedRequest::Watch(watch.into()));
+        }
+    }
+
+    fn ask_again(&mut self, context: &mut Context<'_>) {
+        for part in &mut self.parts {
+            part.records = Vec::new();
+            part.aborted = Vec::new();
+        }
+        (self.next, self.got_bytes, self.promised_bytes) = (0, 0, 0);
+        self.ask(context);
+    }
+
+    fn take(&mut self, number: usize, head: &Fetched, data: FetchData) {
+        let Some(part) = self.parts.get_mut(number) else { return };
+        part.high_watermark = head.high_watermark.0 as i64;
+        part.last_stable = head.last_stable.0 as i64;
+        part.log_start = head.log_start.0 as i64;
+        let FetchData::Owned(bytes) = data else { return };
+        let limit_bytes = part.promised_bytes;
+        for frame in frame::frames(&bytes).map_while(Result::ok) {
+            if frame.end_offset() <= part.from {
+                continue;
+            }
+            let before = part.records.len();
+            if records::append_batch(&frame, &mut part.records).is_err() {
+                part.error = errors::CORRUPT_MESSAGE;
+                break;
+            }
+            // The first batch of a response goes out however large it is, or its reader would never get past it.
+            if part.records.len() > limit_bytes && (before > 0 || self.got_bytes > 0) {
+                part.records.truncate(before);
+                break;
+            }
+        }
+        self.got_bytes += part.records.len();
+        part.aborted = head
+            .aborted
+            .iter()
+            .map(|aborted| {
+                AbortedTransaction::default()
+                    .with_producer_id(ProducerId(aborted.producer_id.0))
+                    .with_first_offset(aborted.first_offset.0 as i64)
+            })
+            .collect();
+    }
+}
+
+impl Part {
+    fn new(wanted: &FetchPartition, place: Option<(PartitionId, ShardId)>, context: &Context<'_>) -> Part {
+        let epoch = place.map_or(-1, |(_, shard)| leader_epoch(shard.0, context.config));
+        let error = match place {
+            None => errors::UNKNOWN_TOPIC_OR_PARTITION,
+            Some(_) if wanted.current_leader_epoch >= 0 && wanted.current_leader_epoch < epoch => errors::FENCED_LEADER_EPOCH,
+            Some(_) if wanted.current_leader_epoch > epoch => errors::UNKNOWN_LEADER_EPOCH,
+            Some(_) if wanted.fetch_offset < 0 => errors::OFFSET_OUT_OF_RANGE,
+            Some(_) => errors::NONE,
+        };
+        Part {
+            index: wanted.index,
+            from: Offset(wanted.fetch_offset.max(0) as u64),
+            max_bytes: usize::try_from(wanted.partition_max_bytes).unwrap_or(0),
+            place: place.filter(|_| error == errors::NONE),
+            error,
+            promised_bytes: 0,
+            high_watermark: -1,
+            last_stable: -1,
+            log_start: -1,
+            aborted: Vec::new(),
+            records: Vec::new(),
+        }
+    }
+}
+
+impl Call for Fetch {
+    fn begin(&mut self, context: &mut Context<'_>) {
+        if self.error != errors::NONE {
+            self.parts.clear();
+            self.topics.clear();
+            return;
+        }
+        self.deadline_us = context.view.now.monotonic_us + u64::from(self.max_wait_ms) * 1000;
+        self.ask(context);
+    }
+
+    fn answer(&mut self, number: u32, reply: Reply, context: &mut Context<'_>) {
+        let number = number as usize;
+        if let Some(part) = self.parts.get(number) {
+            self.promised_bytes -= part.promised_bytes;
+        }
+        match reply {
+            Reply::Fetched { head, data } => self.take(number, &head, data),
+            // There is no memory for it now, or it has just left memory: the client comes again.
+            Reply::Failed(failure) if failure.code == ringmain_wire::ErrorCode::Overloaded => self.is_last_round = true,
+            Reply::Failed(failure) => {
+                if let Some(part) = self.parts.get_mut(number) {
+                    part.error = errors::code(&failure);
+                }
+            }
+            _ => {}
+        }
+        self.unanswered -= 1;
+        self.ask(context);
+    }
+
+    fn answer_aside(&mut self, _shard: u32, reply: Reply, context: &mut Context<'_>) {
+        if !std::mem::replace(&mut self.is_watching, false) {
+            return;
+        }
+        if matches!(reply, Reply::Watched { is_due: true }) {
+            self.ask_again(context);
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.is_watching
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.got_bytes
+    }
+
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+        let committed_only = self.committed_only;
+        out.reserve(self.got_bytes + self.parts.len() * 64 + 64);
+        let mut parts = self.parts.into_iter();
+        let topics = self.topics.into_iter().map(|topic| {
+            let partitions = parts.by_ref().take(topic.part_count).map(|part| {
+                let data = PartitionData::default()
+                    .with_partition_index(part.index)
+                    .with_error_code(part.error)
+                    .with_high_watermark(part.high_watermark)
+                    .with_last_stable_offset(part.last_stable)
+                    .with_aborted_transactions(committed_only.then_some(part.aborted))
+                    .with_records(Some(Bytes::from(part.records)));
+                if version >= 5 { data.with_log_start_offset(part.log_start) } else { data }
+            });
+            FetchableTopicResponse::default().with_topic(TopicName(text(topic.name))).with_partitions(partitions.collect())
+        });
+        let response = FetchResponse::default().with_responses(topics.collect());
+        let response = if version >= 7 { response.with_error_code(self.error) } else { response };
+        encode(&response, version, out)
+    }
+}

@@ -1,0 +1,160 @@
+//! One file per API: what the client wants → requests to shards → what the client is told.
+
+mod api_versions;
+mod fetch;
+mod init_producer_id;
+mod list_offsets;
+mod metadata;
+mod produce;
+
+use std::net::IpAddr;
+
+use kafka_protocol::messages::ApiKey;
+use kafka_protocol::protocol::{Encodable, StrBytes};
+
+use super::decode::{Request, RequestHeader};
+use super::{ASIDE, KafkaConfig};
+use crate::frontend::View;
+use crate::request::{Reply, Request as ShardRequest};
+use crate::router::letter::OwnedRequest;
+
+/// What is served of one API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Which.
+    pub key: ApiKey,
+    /// Oldest version that clients are told …
+    pub advertised_from: i16,
+    /// … and the oldest that is really served.
+    pub from: i16,
+    /// Newest.
+    pub to: i16,
+}
+
+const fn served(key: ApiKey, from: i16, to: i16) -> Served {
+    Served { key, advertised_from: from, from, to }
+}
+
+/// Everything that is served: what isn't here isn't advertised, and a request for it closes the connection.
+pub const SERVED: &[Served] = &[
+    // Version 0 is in the list, though nothing before 3 is served: librdkafka up to 2.11 compresses nothing if it isn't.
+    Served { key: ApiKey::Produce, advertised_from: 0, from: 3, to: 11 },
+    served(ApiKey::Fetch, 4, 12),
+    served(ApiKey::ListOffsets, 1, 7),
+    served(ApiKey::Metadata, 0, 12),
+    served(ApiKey::ApiVersions, 0, 4),
+    served(ApiKey::InitProducerId, 0, 4),
+];
+
+/// A request of a client, from its decoding to its response.
+pub trait Call {
+    /// Its requests to shards are taken from the message itself, by [`Call::next_request`]; it never begins.
+    fn has_parts(&self) -> bool {
+        false
+    }
+    /// The next request inside `message` (the bytes of the whole request, its length included), with a number of the call's choosing.
+    fn next_request<'a>(&mut self, _message: &'a [u8], _context: &mut Context<'_>) -> Option<(u32, ShardRequest<'a>)> {
+        None
+    }
+    /// Its turn has come.
+    fn begin(&mut self, _context: &mut Context<'_>) {}
+    /// An answer to the request of that number. More may be asked.
+    fn answer(&mut self, _part: u32, _reply: Reply, _context: &mut Context<'_>) {}
+    /// An answer to what was asked aside. More may be asked.
+    fn answer_aside(&mut self, _part: u32, _reply: Reply, _context: &mut Context<'_>) {}
+    /// What was asked aside needn't be waited for.
+    fn is_ready(&self) -> bool {
+        true
+    }
+    /// Everything that was asked is answered: the response's body. `Ok(false)` = the client wants none;
+    /// `Err` = the connection is to be closed.
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String>;
+    /// Memory that it keeps beyond a fixed size.
+    fn held_bytes(&self) -> usize {
+        0
+    }
+}
+
+/// What a call may look at, and where it puts what it asks.
+pub struct Context<'a> {
+    /// Of all connections.
+    pub config: &'a KafkaConfig,
+    /// Time and topics.
+    pub view: &'a View<'a>,
+    /// Address at which the client has reached this broker.
+    pub local: IpAddr,
+    /// Number and request.
+    pub(super) asks: Vec<(u32, OwnedRequest)>,
+}
+
+impl<'a> Context<'a> {
+    /// Nothing asked yet.
+    pub fn new(config: &'a KafkaConfig, local: IpAddr, view: &'a View<'a>) -> Context<'a> {
+        Context { config, view, local, asks: Vec::new() }
+    }
+
+    /// Asks a shard or the router; the answer comes with the same number.
+    pub fn ask(&mut self, part: u32, request: OwnedRequest) {
+        debug_assert!(part & ASIDE == 0);
+        self.asks.push((part, request));
+    }
+
+    /// As `ask`, but the response doesn't wait for the answer: [`Call::is_ready`] decides. It may come when the call is gone.
+    pub fn ask_aside(&mut self, part: u32, request: OwnedRequest) {
+        self.asks.push((part | ASIDE, request));
+    }
+}
+
+/// A call that has been decoded, and the version it is answered in.
+pub struct Opened {
+    /// Which API.
+    pub key: ApiKey,
+    /// Of the response.
+    pub version: i16,
+    /// It.
+    pub call: Box<dyn Call>,
+}
+
+/// Whether requests of that number are taken at all.
+pub fn check_key(key: i16) -> Result<(), String> {
+    let is_known = SERVED.iter().any(|served| served.key as i16 == key);
+    is_known.then_some(()).ok_or_else(|| format!("API {key} is not served"))
+}
+
+/// Decodes a request. Errors: what the connection is closed for.
+pub fn open(header: &RequestHeader<'_>, body: &[u8], context: &Context<'_>) -> Result<Opened, String> {
+    let (number, version) = (header.start.api_key, header.start.api_version);
+    let served = SERVED.iter().find(|served| served.key as i16 == number).ok_or_else(|| format!("API {number} is not served"))?;
+    let key = served.key;
+    if !(served.from..=served.to).contains(&version) {
+        // The one request whose sender can't know yet what is understood.
+        if key == ApiKey::ApiVersions {
+            return Ok(Opened { key, version: 0, call: Box::new(api_versions::ApiVersions::unsupported()) });
+        }
+        return Err(format!("{key:?} version {version}; {} to {} are served", served.from, served.to));
+    }
+    let call: Box<dyn Call> = match key {
+        ApiKey::ApiVersions => Box::new(api_versions::ApiVersions::open(decode(body, version)?)),
+        ApiKey::Produce => Box::new(produce::Produce::open(body, version)?),
+        ApiKey::Fetch => Box::new(fetch::Fetch::open(&decode(body, version)?, context)),
+        ApiKey::ListOffsets => Box::new(list_offsets::ListOffsets::open(&decode(body, version)?, version, context)),
+        ApiKey::InitProducerId => Box::new(init_producer_id::InitProducerId::open(&decode(body, version)?)),
+        ApiKey::Metadata => Box::new(metadata::Metadata::open(&decode(body, version)?, version, context)),
+        _ => return Err(format!("API {number} is not served")),
+    };
+    Ok(Opened { key, version, call })
+}
+
+fn decode<'a, R: Request<'a>>(body: &'a [u8], version: i16) -> Result<R, String> {
+    R::from_body(body, version).map_err(|error| error.to_string())
+}
+
+/// Appends a response's body. An error is a mistake of ours: a field that this version doesn't have.
+pub fn encode(response: &impl Encodable, version: i16, out: &mut Vec<u8>) -> Result<bool, String> {
+    response.encode(out, version).map(|()| true).map_err(|error| format!("the response can't be encoded: {error}"))
+}
+
+/// Text for a response.
+pub fn text(text: impl Into<String>) -> StrBytes {
+    StrBytes::from_string(text.into())
+}
