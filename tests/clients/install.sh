@@ -36,14 +36,22 @@ python_() {
 # Jars by the dependencies that their descriptions name, without Maven itself.
 java_() {
     { command -v java && command -v javac; } >/dev/null || debian default-jdk-headless || return
-    [ -e "$into/java/complete-$KAFKA" ] && return
-    mkdir -p "$into/java"
-    python3 "$here/maven.py" "$into/java" "org.apache.kafka:kafka_2.13:$KAFKA" "org.apache.kafka:kafka-tools:$KAFKA" org.slf4j:slf4j-simple:1.7.36 &&
-        touch "$into/java/complete-$KAFKA"
+    command -v python3 >/dev/null || debian python3 || return
+    local to=$into/java
+    if [ ! -e "$to/complete-$KAFKA" ]; then
+        rm -rf "$to" && mkdir -p "$to"
+        python3 "$here/maven.py" "$to" "org.apache.kafka:kafka_2.13:$KAFKA" "org.apache.kafka:kafka-tools:$KAFKA" \
+            org.slf4j:slf4j-simple:1.7.36 || return
+    fi
+    if [ ! "$to/Check.class" -nt "$here/Check.java" ]; then
+        javac -d "$to" -cp "$to/*" "$here/Check.java" || return
+    fi
+    touch "$to/complete-$KAFKA"
 }
 
 rdkafka_() {
     [ -x "$into/rdkafka-check" ] && [ -z "$(find "$here/rdkafka" -newer "$into/rdkafka-check" -type f -print -quit)" ] && return
+    command -v cargo >/dev/null || { [ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"; }
     { command -v cc && command -v make; } >/dev/null || debian gcc g++ libc6-dev make || return
     (cd "$here/rdkafka" && CARGO_TARGET_DIR="$into/rdkafka-build" ${CARGO:-cargo} build --quiet --release --locked) &&
         cp "$into/rdkafka-build/release/rdkafka-check" "$into/rdkafka-check.new" && mv "$into/rdkafka-check.new" "$into/rdkafka-check"

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Signal, kill_process_group};
 
@@ -142,15 +142,6 @@ pub fn tail(said: &[u8]) -> String {
     let said = String::from_utf8_lossy(said);
     let lines: Vec<&str> = said.lines().collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
-}
-
-/// Until `holds` says so; fails after [`PATIENCE`].
-pub fn within(text: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {text}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 pub const PATIENCE: Duration = Duration::from_secs(180);

@@ -3,6 +3,7 @@
 
 mod clients;
 mod crash;
+mod hostile;
 mod java;
 mod kcat;
 mod scenarios;
