@@ -20,7 +20,7 @@ use ringmain_wire::control::{PartitionState, ShardStats, StatsReply, TopicDescri
 use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
 use crate::request::group::GroupListing;
-use crate::request::transaction::{TransactionAction, TransactionListing};
+use crate::request::transaction::{TransactionAction, TransactionListing, slot_of_producer};
 use crate::request::{Failure, Fetch, Now, Origin, Reply, Request, Watch};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
 use letter::{Answer, OwnedReply, OwnedRequest, Question};
@@ -29,6 +29,8 @@ use shards::Shards;
 
 /// `Origin::connection` of requests that the router itself asks.
 const ROUTER: u32 = u32::MAX;
+/// `Origin::connection` of questions of a shard: `generation` is its number, `request` its ticket.
+const SHARD: u32 = u32::MAX - 1;
 /// Questions of other cores taken per turn, so that a turn ends.
 const QUESTIONS_PER_TURN: usize = 512;
 /// … and bytes of their frames, one frame excepted.
@@ -93,12 +95,16 @@ pub struct Router {
     mail: Mailboxes<Question, Answer>,
     /// A question whose shard was busy: tried again before others are taken.
     held: Option<(Origin, ShardId, OwnedRequest)>,
+    /// Questions of shards of this core that found no room; the shards bound them.
+    unasked: VecDeque<(ShardId, u64, Request<'static>)>,
     gathers: HashMap<u64, Gather>,
     next_gather: u64,
     /// Answers of other cores and of the router itself.
     arrived: VecDeque<Delivery>,
     /// Shard 0's changes: cores that haven't applied them yet.
     unapplied: HashMap<u64, usize>,
+    /// As of the last pump.
+    now: Now,
     /// By core: long polls there, and joins and syncs, which wait for other members.
     waiting_away: Vec<HashSet<Origin>>,
 }
@@ -128,10 +134,12 @@ impl Router {
             catalog: Catalog::default(),
             mail,
             held: None,
+            unasked: VecDeque::new(),
             gathers: HashMap::new(),
             next_gather: 0,
             arrived: VecDeque::new(),
             unapplied: HashMap::new(),
+            now: Now::default(),
             waiting_away,
         }
     }
@@ -227,12 +235,15 @@ impl Router {
     /// Takes what other cores and the disk have brought, and lets the shards work on it. Then `poll_delivery` has the
     /// answers; `end_turn` wakes whom they concern elsewhere.
     pub fn pump(&mut self, now: Now) {
+        self.now = now;
         self.mail.attend();
         self.take_answers();
         self.take_questions(now);
         self.shards.pump(now);
-        while let Some(event) = self.shards.poll_event() {
+        self.ask_again(now);
+        while let Some((shard, event)) = self.shards.poll_event() {
             match event {
+                ShardEvent::Ask { ticket, request } => self.ask(shard, ticket, request, now),
                 ShardEvent::CatalogChanged { change_id, change } => self.publish(change_id, change, now),
             }
         }
@@ -251,6 +262,8 @@ impl Router {
                 self.mail.answer(origin.core, Answer { origin, shard, reply });
             } else if origin.connection == ROUTER {
                 self.add_part(origin.request, reply);
+            } else if origin.connection == SHARD {
+                self.shards.answered(ShardId(origin.generation as u16), origin.request, reply, self.now);
             } else {
                 return Some(Delivery { origin, shard, reply, moved: false });
             }
@@ -279,7 +292,7 @@ impl Router {
 
     /// Another pump is wanted without anything coming in.
     pub fn has_backlog(&self) -> bool {
-        self.held.is_some() || self.shards.has_backlog()
+        self.held.is_some() || !self.unasked.is_empty() || self.shards.has_backlog()
     }
 
     /// A connection of this core has gone. Its long polls at other cores run out by themselves, because an answer
@@ -331,11 +344,39 @@ impl Router {
         })
     }
 
+    /// Hands a shard's question to the shard that serves it. Without room there it is kept.
+    fn ask(&mut self, asker: ShardId, ticket: u64, request: Request<'static>, now: Now) {
+        let target = match &request {
+            Request::Group(asked) => Some(self.catalog.coordinator(&asked.group)),
+            Request::CheckTransaction(check) => {
+                slot_of_producer(check.producer.id).and_then(|slot| self.catalog.slots().get(slot).copied())
+            }
+            Request::InitProducer => Some(ShardId(0)),
+            request => request.partition().and_then(|partition| self.catalog.partition(partition)).map(|entry| entry.shard),
+        };
+        let Some(target) = target else {
+            return self.shards.answered(asker, ticket, unknown_partition(request.partition().unwrap_or(PartitionId::STATE)), now);
+        };
+        let origin = Origin { core: self.core, connection: SHARD, generation: u32::from(asker.0), request: ticket };
+        if self.send(target, origin, &request, now).is_err() {
+            self.unasked.push_back((asker, ticket, request));
+        }
+    }
+
+    fn ask_again(&mut self, now: Now) {
+        for _ in 0..self.unasked.len() {
+            let Some((asker, ticket, request)) = self.unasked.pop_front() else { return };
+            self.ask(asker, ticket, request, now);
+        }
+    }
+
     fn take_answers(&mut self) {
         while let Some((core, Answer { origin, shard, reply })) = self.mail.poll_answer() {
             self.waiting_away[usize::from(core)].remove(&origin);
             if origin.connection == ROUTER {
                 self.add_part(origin.request, reply.into_reply());
+            } else if origin.connection == SHARD {
+                self.shards.answered(ShardId(origin.generation as u16), origin.request, reply.into_reply(), self.now);
             } else {
                 self.arrived.push_back(Delivery { origin, shard, reply: reply.into_reply(), moved: true });
             }

@@ -146,8 +146,17 @@ impl Shards {
     }
 
     /// The next event of any shard pumped in this turn.
-    pub fn poll_event(&mut self) -> Option<ShardEvent> {
-        self.hosted.iter_mut().filter(|hosted| hosted.has_output).find_map(|hosted| hosted.shard.poll_event())
+    pub fn poll_event(&mut self) -> Option<(ShardId, ShardEvent)> {
+        let mut pumped = self.hosted.iter_mut().filter(|hosted| hosted.has_output);
+        pumped.find_map(|hosted| hosted.shard.poll_event().map(|event| (hosted.id, event)))
+    }
+
+    /// The answer to a question of a shard of this core.
+    pub fn answered(&mut self, shard: ShardId, ticket: u64, reply: Reply, now: Now) {
+        if let Some(hosted) = self.hosted_mut(shard) {
+            hosted.is_touched = true;
+            hosted.shard.answered(ticket, reply, now);
+        }
     }
 
     /// The next answer of any shard pumped in this turn.

@@ -169,6 +169,7 @@ impl Shard {
         let source = Source {
             catalog: self.config.is_catalog.then_some(&self.catalog),
             producer_ids_end: self.producer_ids_end_logged,
+            coordinator: &self.coordinator,
             partitions: &self.partitions,
             groups: &self.groups,
             is_final,
@@ -282,6 +283,9 @@ impl Shard {
     pub(super) fn cut(&mut self, id: PartitionId, offset: Offset, now: Now) {
         let Some(partition) = self.partitions.get_mut(id) else { return };
         partition.log_start = partition.log_start.max(offset);
+        if let Some(transactions) = partition.transactions.as_deref_mut() {
+            self.counters.transactions_aborted -= transactions.prune(partition.log_start) as u64;
+        }
         self.log.truncate_before(id, offset);
         self.counters.retention_cuts += 1;
         if !self.stopping {

@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 
-use ringmain_wire::{PartitionId, TopicId};
+use ringmain_wire::{Offset, PartitionId, TopicId};
 
 use super::catalog::{Catalog, CatalogChange};
 use super::group::Groups;
 use super::group::persist::offset_piece;
 use super::partition::{Partition, PartitionTable};
-use super::state_record::{BatchPiece, PartitionPiece, ProducerPiece, StateRecord, TopicPiece};
+use super::state_record::{AbortedPiece, BatchPiece, PartitionPiece, ProducerPiece, StateRecord, TopicPiece};
+use super::transaction::Coordinator;
 
 /// A piece is ended after about so many bytes, well below DESIGN's 256 KiB: what one turn of a core thread can build.
 const PIECE_BYTES: usize = 64 << 10;
@@ -21,6 +22,7 @@ const PARTITIONS_PER_STEP: usize = 4096;
 const TOPIC_PARTITIONS_PER_PIECE: usize = 8192;
 const PARTITION_PIECE_BYTES: usize = 28;
 const PLACE_BYTES: usize = 6;
+const ABORTED_BYTES: usize = 32;
 /// Records of groups in one step.
 const GROUP_RECORDS_PER_STEP: usize = 256;
 
@@ -39,6 +41,11 @@ pub enum Cursor {
     Groups { after: Option<Arc<str>> },
     /// Their offsets, from this group and after this partition on.
     GroupOffsets { from: Arc<str>, after: Option<PartitionId> },
+    /// Aborted transactions, from this partition and marker on. Behind the producers: only who knows what is open
+    /// understands the markers in between.
+    Aborted { from: PartitionId, marker: Offset },
+    /// Transactional ids after this one.
+    Transactions { after: Option<Box<str>> },
     /// Everything is in the log.
     Done,
 }
@@ -50,6 +57,8 @@ pub struct Source<'a> {
     pub catalog: Option<&'a Catalog>,
     /// End of the reserved producer ids.
     pub producer_ids_end: i64,
+    /// The shard's transactional ids.
+    pub coordinator: &'a Coordinator,
     /// The shard's partitions.
     pub partitions: &'a PartitionTable,
     /// The shard's groups.
@@ -67,6 +76,8 @@ pub fn next_piece(cursor: &Cursor, source: Source<'_>) -> (Vec<StateRecord>, Cur
         Cursor::Producers { from } => producers(*from, source),
         Cursor::Groups { after } => groups(after.as_deref(), source),
         Cursor::GroupOffsets { from, after } => group_offsets(from, *after, source),
+        Cursor::Aborted { from, marker } => aborted(*from, *marker, source),
+        Cursor::Transactions { after } => transactions(after.as_deref(), source),
         Cursor::Done => (Vec::new(), Cursor::Done),
     }
 }
@@ -145,6 +156,7 @@ fn producers(mut from: PartitionId, source: Source<'_>) -> (Vec<StateRecord>, Cu
             producer_id: producer_id.0,
             epoch: state.epoch,
             last_append_ms: state.last_append_ms,
+            transaction_start: state.transaction_start.map(|offset| offset.0),
             batches: state
                 .stored()
                 .iter()
@@ -207,5 +219,44 @@ fn group_offsets(from: &Arc<str>, after: Option<PartitionId>, source: Source<'_>
         // The next name in order: nothing lies between a name and itself with a zero byte behind it.
         (from, after) = (format!("{name}\0").into(), None);
     }
-    (records, Cursor::Done)
+    (records, Cursor::Aborted { from: PartitionId(0), marker: Offset(0) })
+}
+
+fn aborted(mut from: PartitionId, mut marker: Offset, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    for _ in 0..PARTITIONS_PER_STEP {
+        let Some(partition) = source.partitions.next_from(from) else { return (Vec::new(), Cursor::Transactions { after: None }) };
+        if partition.id != from {
+            marker = Offset(0);
+        }
+        let known = partition.transactions.iter().flat_map(|transactions| transactions.aborted_from(marker));
+        let pieces: Vec<AbortedPiece> = known
+            .take(PIECE_BYTES / ABORTED_BYTES)
+            .map(|(marker, aborted)| AbortedPiece {
+                producer_id: aborted.producer_id.0,
+                first_offset: aborted.first_offset.0,
+                last_offset: marker.0,
+                stable: aborted.stable.0,
+            })
+            .collect();
+        if let Some(last) = pieces.last() {
+            let next = Cursor::Aborted { from: partition.id, marker: Offset(last.last_offset + 1) };
+            return (vec![StateRecord::Aborted { partition: partition.id.0, transactions: pieces }], next);
+        }
+        from = PartitionId(partition.id.0 + 1);
+    }
+    (Vec::new(), Cursor::Aborted { from, marker: Offset(0) })
+}
+
+fn transactions(after: Option<&str>, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    let (mut pieces, mut bytes) = (Vec::new(), 0);
+    for piece in source.coordinator.pieces_after(after) {
+        bytes += 96 + piece.transactional_id.len() + 4 * piece.partitions.len();
+        bytes += piece.groups.iter().map(|group| 16 + group.len()).sum::<usize>();
+        let after = piece.transactional_id.as_str().into();
+        pieces.push(piece);
+        if bytes >= PIECE_BYTES {
+            return (vec![StateRecord::Transactions(pieces)], Cursor::Transactions { after: Some(after) });
+        }
+    }
+    (if pieces.is_empty() { Vec::new() } else { vec![StateRecord::Transactions(pieces)] }, Cursor::Done)
 }

@@ -33,6 +33,12 @@ pub struct Counters {
     pub waiting_acks: u64,
     /// Idempotent producers remembered now, over all partitions.
     pub producers: u64,
+    /// Transactions open in partitions now.
+    pub transactions_open: u64,
+    /// Aborted transactions remembered now, over all partitions.
+    pub transactions_aborted: u64,
+    /// Transaction markers appended.
+    pub markers: u64,
     /// Consumer groups now.
     pub groups: u64,
     /// Bytes charged for groups and their offsets now.

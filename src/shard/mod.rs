@@ -17,6 +17,7 @@
 //! | `catalog`, `topics` | topics and partitions as a pure state machine; shard 0 decides, all apply |
 //! | `group` | consumer groups and the offsets they committed |
 //! | `producer_state` | what idempotent producers sent last |
+//! | `transaction`, `participant` | transactions: coordinating them, taking part in them |
 //! | `state_record`, `checkpoint`, `recovery` | what goes into the log for the next start, and back |
 //! | `background` | retention, expiry, checkpoints and the stop, in bounded steps |
 
@@ -28,6 +29,7 @@ mod counters;
 mod fetch;
 mod group;
 mod id_table;
+mod participant;
 mod partition;
 mod produce;
 mod producer_state;
@@ -37,6 +39,7 @@ mod state_record;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod transaction;
 mod watch;
 
 use std::collections::{HashMap, VecDeque};
@@ -59,10 +62,12 @@ use background::Background;
 use fetch::Waits;
 use group::Groups;
 use group::serve::LoggedCommit;
+use participant::ParkedBatches;
 use partition::{NONE, Partition, PartitionTable};
 use read::{FooterWait, ReadFor};
 use recovery::Recovery;
 use state_record::StateRecord;
+use transaction::{Asked, Coordinator, Step};
 use watch::Watches;
 
 /// Bounds of one shard.
@@ -82,6 +87,10 @@ pub struct ShardConfig {
     pub producers_per_partition_max: usize,
     /// … and in the whole shard; then a partition's oldest goes, or a new producer gets `Overloaded`.
     pub producers_max: usize,
+    /// Transactions open, or aborted and still stored, over all partitions; then no new ones begin.
+    pub transactions_max: u64,
+    /// Memory of transactional ids; more get `LimitExceeded`.
+    pub transaction_bytes_max: usize,
     /// Bounds of consumer groups and their offsets.
     pub groups: GroupsConfig,
     /// Waiting fetches; more get `Overloaded`.
@@ -120,6 +129,8 @@ impl ShardConfig {
             partitions_max: catalog::PARTITIONS_LIMIT,
             producers_per_partition_max: 1_000,
             producers_max: 100_000,
+            transactions_max: 1 << 20,
+            transaction_bytes_max: 16 << 20,
             waiting_fetches_max: 65_536,
             retention_interval_us: 5_000_000,
             checkpoint_after_state_bytes: 32 << 20,
@@ -132,8 +143,10 @@ impl ShardConfig {
 pub struct Busy;
 
 /// What a shard tells the router.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum ShardEvent {
+    /// A question to whichever shard serves it, this one included. Its answer goes to [`Shard::answered`], once.
+    Ask { ticket: u64, request: Request<'static> },
     /// Shard 0: durable. Give it to every core, apply it to every shard, then call [`Shard::catalog_acknowledged`] with `change_id`.
     CatalogChanged { change_id: u64, change: CatalogChange },
 }
@@ -199,6 +212,14 @@ enum Deferred {
     ProducerIds {
         end: i64,
     },
+    Transaction {
+        id: Box<str>,
+        step: Step,
+    },
+    Marker {
+        origin: Origin,
+        partition: PartitionId,
+    },
     CheckpointEnd,
 }
 
@@ -255,6 +276,13 @@ pub struct Shard {
     groups: Groups,
     /// Offsets in [`Deferred::Commit`]s.
     offsets_deferred: usize,
+    /// Transactions coordinated here.
+    coordinator: Coordinator,
+    /// Batches that wait for a coordinator.
+    parked: ParkedBatches,
+    /// Questions to other shards.
+    asks: HashMap<u64, Asked>,
+    next_ask: u64,
 
     background: Background,
     counters: Counters,
@@ -313,6 +341,9 @@ impl Shard {
         let mut counters = Counters::default();
         for partition in recovery.partitions.iter() {
             counters.producers += partition.producers.as_ref().map_or(0, |table| table.len() as u64);
+            let (open, aborted) = partition.transactions.as_ref().map_or((0, 0), |transactions| transactions.counts());
+            counters.transactions_open += open as u64;
+            counters.transactions_aborted += aborted as u64;
         }
         Shard {
             waits: Waits::default(),
@@ -351,6 +382,10 @@ impl Shard {
             producer_id_waits: VecDeque::new(),
             groups,
             offsets_deferred: 0,
+            coordinator: recovery.coordinator,
+            parked: ParkedBatches::default(),
+            asks: HashMap::new(),
+            next_ask: 0,
             counters,
         }
     }
@@ -367,8 +402,8 @@ impl Shard {
                 self.watch(origin, watch, now);
                 Ok(())
             }
-            Request::ListOffset { partition, timestamp_ms, .. } => {
-                self.list_offset(origin, *partition, *timestamp_ms);
+            Request::ListOffset { partition, timestamp_ms, committed_only } => {
+                self.list_offset(origin, *partition, *timestamp_ms, *committed_only);
                 Ok(())
             }
             Request::CommitOffset { consumer, partition, offset, metadata } => {
@@ -379,12 +414,18 @@ impl Shard {
                 Ok(())
             }
             Request::Group(request) => self.group_request(origin, request, now),
-            Request::Transaction(_) | Request::CheckTransaction(_) | Request::EndTransaction(_) | Request::DescribeProducers { .. } => {
-                self.fail(origin, Failure::new(ErrorCode::UnsupportedOp, "transactions are not served yet"));
+            Request::Transaction(request) => self.transaction_request(origin, request, now),
+            Request::CheckTransaction(check) => {
+                self.check_transaction(origin, check);
+                Ok(())
+            }
+            Request::EndTransaction(marker) => self.write_marker(origin, *marker, now),
+            Request::DescribeProducers { partition } => {
+                self.describe_producers(origin, *partition);
                 Ok(())
             }
             Request::ShardTransactions => {
-                self.reply(origin, Reply::Transactions(Vec::new()));
+                self.list_transactions(origin);
                 Ok(())
             }
             Request::ShardGroups => {
@@ -441,6 +482,8 @@ impl Shard {
             self.reply(origin, Reply::Watched { is_due: false });
         }
         self.groups_step(now);
+        self.retry_parked(now);
+        self.transactions_due(now);
         self.background_step(now);
         self.log.pump(now);
         self.take_log_events(now);
@@ -475,10 +518,12 @@ impl Shard {
 
     /// Monotonic time at which [`Shard::pump`] has something to do; `None` = nothing until woken.
     pub fn next_deadline_us(&self) -> Option<u64> {
-        let groups = if self.fault.is_none() && !self.stopping { self.groups.next_deadline_us() } else { None };
         let (waits, watches) = (self.waits.next_deadline_us(), self.watches.next_deadline_us());
-        let deadlines = [waits, watches, self.background.deadline_us(), self.log.next_deadline_us(), groups];
-        deadlines.into_iter().flatten().min()
+        let deadlines = [waits, watches, self.background.deadline_us(), self.log.next_deadline_us()];
+        let is_writable = self.fault.is_none() && !self.stopping;
+        let others = [self.groups.next_deadline_us(), self.coordinator.deadline_us(), self.parked.deadline_us()];
+        let others = if is_writable { others } else { [None; 3] };
+        deadlines.into_iter().chain(others).flatten().min()
     }
 
     /// Background work wants another pump soon, after everything else had its turn.
@@ -507,6 +552,7 @@ impl Shard {
     /// durable and is acknowledged, a checkpoint is written, the log is sealed. Goes on with every pump.
     pub fn stop(&mut self, now: Now) {
         self.stopping = true;
+        self.fail_transactions(&ErrorCode::ShuttingDown.into());
         while let Some(index) = self.waits.first() {
             self.look_again(index, now);
         }
@@ -610,6 +656,8 @@ impl Shard {
                 self.events.push_back(ShardEvent::CatalogChanged { change_id: self.next_change_id, change });
             }
             Deferred::ProducerIds { end } => self.producer_ids_durable(end),
+            Deferred::Transaction { id, step } => self.transaction_durable(&id, step, now),
+            Deferred::Marker { origin, partition } => self.marker_durable(origin, partition, sequence),
             Deferred::CheckpointEnd => {
                 self.counters.checkpoints += 1;
                 self.background.checkpoint_durable();
@@ -625,8 +673,12 @@ impl Shard {
         for (_, deferred) in std::mem::take(&mut self.deferred) {
             match deferred {
                 Deferred::Commit(commit) => lost.push(commit.origin),
-                Deferred::Answer { origin, .. } | Deferred::Catalog { origin, .. } => lost.push(origin),
-                Deferred::Group { .. }
+                Deferred::Answer { origin, .. }
+                | Deferred::Catalog { origin, .. }
+                | Deferred::Marker { origin, .. }
+                | Deferred::Transaction { step: Step::Init { origin } | Step::Join { origin }, .. } => lost.push(origin),
+                Deferred::Transaction { step: Step::Decide, .. }
+                | Deferred::Group { .. }
                 | Deferred::Reserved { .. }
                 | Deferred::LogStart { .. }
                 | Deferred::ProducerIds { .. }
@@ -641,7 +693,14 @@ impl Shard {
         let failure = self.fenced_failure();
         self.groups.fenced(&failure);
         self.take_group_replies();
+        self.fail_transactions(&failure);
         self.background.fenced();
+    }
+
+    /// Nothing more is written: who waits for a transaction waits in vain.
+    fn fail_transactions(&mut self, failure: &Failure) {
+        self.fail_parked(failure);
+        self.fail_transaction_waiters(failure);
     }
 
     fn fenced_failure(&self) -> Failure {

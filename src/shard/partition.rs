@@ -4,6 +4,7 @@ use ringmain_wire::control::Durability;
 use ringmain_wire::{Offset, PartitionId};
 
 use super::id_table::IdTable;
+use super::participant::PartitionTransactions;
 use super::producer_state::ProducerTable;
 use crate::request::PartitionConfig;
 
@@ -41,6 +42,8 @@ pub struct Partition {
     pub appended_bytes: u64,
     /// Idempotent producers; `None` until there is one.
     pub producers: Option<Box<ProducerTable>>,
+    /// Open and aborted transactions; `None` until there is one.
+    pub transactions: Option<Box<PartitionTransactions>>,
 }
 
 // 100,000 partitions at less than 1 KiB each, table entry included (issue: memory).
@@ -63,9 +66,21 @@ impl Partition {
             reserve_at: Offset(0),
             appended_bytes: 0,
             producers: None,
+            transactions: None,
         };
         partition.plan_reservation();
         partition
+    }
+
+    /// First offset that a committed-only reader can't have yet.
+    pub fn last_stable(&self) -> Offset {
+        let unstable = self.transactions.as_deref().and_then(PartitionTransactions::first_unstable);
+        unstable.map_or(self.high_watermark, |offset| offset.clamp(self.log_start, self.high_watermark))
+    }
+
+    /// First offset that such a reader can't have yet.
+    pub fn readable_end(&self, committed_only: bool) -> Offset {
+        if committed_only { self.last_stable() } else { self.high_watermark }
     }
 
     /// Says when the next reservation is due: half a step before the last one ends, so that nobody waits for it.

@@ -1,13 +1,16 @@
 //! Appending a batch: look up, judge, append, remember who waits for which commit group.
 
 use ringmain_wire::control::Durability;
+use ringmain_wire::frame::flags;
 use ringmain_wire::{ErrorCode, Format, Frame, Offset, PartitionId, ProducerId};
 
+use super::participant::Admission;
 use super::partition::{NONE, RESERVED_AHEAD};
 use super::producer_state::{Batch, ProducerTable, Verdict};
 use super::state_record::StateRecord;
 use super::{ACKS_MAX, Busy, Deferred, Shard};
 use crate::log::{Append, AppendError};
+use crate::request::transaction::ProducerKey;
 use crate::request::{Failure, Now, Origin};
 
 impl Shard {
@@ -15,6 +18,11 @@ impl Shard {
     ///
     /// The way of a batch without idempotence allocates and hashes nothing.
     pub(super) fn produce(&mut self, origin: Origin, frame: &Frame<'_>, now: Now) -> Result<(), Busy> {
+        self.produce_batch(origin, frame, false, now)
+    }
+
+    /// `is_confirmed`: the coordinator says that the batch may begin a transaction here.
+    pub(super) fn produce_batch(&mut self, origin: Origin, frame: &Frame<'_>, is_confirmed: bool, now: Now) -> Result<(), Busy> {
         let header = &frame.header.producer;
         let id = PartitionId(header.partition);
         if self.fault.is_some() || self.stopping {
@@ -37,6 +45,12 @@ impl Shard {
         if self.acks_waiting() >= ACKS_MAX {
             return Err(Busy);
         }
+        let is_transactional = header.flags & flags::TRANSACTIONAL != 0;
+        if header.flags & flags::CONTROL != 0 || (is_transactional && header.producer_id <= ProducerId::NONE.0) {
+            let message = "markers are written by the broker, and transactional batches by transactional producers";
+            self.fail(origin, Failure::new(ErrorCode::InvalidBatch, message));
+            return Ok(());
+        }
         let mut idempotent = None;
         if header.producer_id > ProducerId::NONE.0 {
             let batch = Batch {
@@ -45,8 +59,23 @@ impl Shard {
                 first_sequence: header.sequence,
                 record_count: header.record_count,
             };
+            let producer = ProducerKey { id: batch.producer_id, epoch: batch.epoch };
+            if self.is_parked(id, producer) {
+                self.park(origin, id, producer, frame);
+                return Ok(());
+            }
             match self.judge(id, batch, now) {
-                Ok(Verdict::Accept) => idempotent = Some(batch),
+                Ok(Verdict::Accept) => match self.admit(id, producer, is_transactional, is_confirmed) {
+                    Ok(Admission::Admitted) => idempotent = Some(batch),
+                    Ok(Admission::Unknown) => {
+                        self.park(origin, id, producer, frame);
+                        return Ok(());
+                    }
+                    Err(failure) => {
+                        self.fail(origin, failure);
+                        return Ok(());
+                    }
+                },
                 Ok(Verdict::Duplicate(base_offset)) => {
                     self.acknowledge_duplicate(origin, id, base_offset, header.record_count, now);
                     return Ok(());
@@ -117,6 +146,9 @@ impl Shard {
         }
         if let Some(batch) = idempotent {
             self.remember(id, batch, next_offset, now);
+            if frame.header.producer.flags & flags::TRANSACTIONAL != 0 {
+                self.begin_transaction(id, batch.producer_id, next_offset);
+            }
         }
         if !self.woken.is_empty() {
             self.wake(now);
@@ -128,8 +160,10 @@ impl Shard {
         let nobody = ProducerTable::default();
         let table = self.partitions.get(id).and_then(|partition| partition.producers.as_deref()).unwrap_or(&nobody);
         let verdict = table.judge(batch, now.wall_ms)?;
-        // Nobody to evict in this partition, and the shard remembers as many as it may.
-        if table.is_empty() && self.counters.producers >= self.config.producers_max as u64 {
+        // Nobody to evict in this partition, and it or the shard remembers as many as it may.
+        let shard_is_full = self.counters.producers >= self.config.producers_max as u64;
+        let limit = if shard_is_full { table.len() } else { self.config.producers_per_partition_max };
+        if !table.has_room_for(batch.producer_id, limit) {
             return Err(ErrorCode::Overloaded);
         }
         Ok(verdict)
@@ -159,7 +193,7 @@ impl Shard {
     }
 
     /// Logs that offsets up to beyond `end` may be used. While the last reservation lasts, a failure can wait.
-    fn reserve_offsets(&mut self, id: PartitionId, end: Offset, now: Now) -> Result<(), AppendError> {
+    pub(super) fn reserve_offsets(&mut self, id: PartitionId, end: Offset, now: Now) -> Result<(), AppendError> {
         let reserved_end = end.plus(RESERVED_AHEAD);
         let record = StateRecord::Reserved { partition: id.0, end: reserved_end.0 };
         let logged = self.log_state(&record, Some(Deferred::Reserved { partition: id, end: reserved_end }), now);

@@ -6,6 +6,8 @@ use std::collections::HashMap;
 
 use ringmain_wire::{ErrorCode, Offset, ProducerId};
 
+use crate::request::transaction::ProducerKey;
+
 /// Batches remembered per producer: a client may have so many requests unanswered.
 pub const BATCHES_REMEMBERED: usize = 5;
 /// A producer idle for so long is forgotten.
@@ -51,6 +53,8 @@ pub struct ProducerState {
     pub epoch: u16,
     /// Time of the last batch, ms since the Unix epoch.
     pub last_append_ms: i64,
+    /// First offset of its open transaction in this partition.
+    pub transaction_start: Option<Offset>,
     /// Order of use within the partition; larger = more recent.
     used: u64,
     /// Oldest first; the first `stored_count` are valid.
@@ -109,6 +113,37 @@ impl ProducerTable {
         state.last_append_ms = append_time_ms;
     }
 
+    /// One producer.
+    pub fn get(&self, producer_id: ProducerId) -> Option<&ProducerState> {
+        self.producers.get(&producer_id.0)
+    }
+
+    /// Whether one more producer finds room: by eviction if need be, but never of one with an open transaction.
+    pub fn has_room_for(&self, producer_id: ProducerId, limit: usize) -> bool {
+        self.producers.len() < limit
+            || self.producers.contains_key(&producer_id.0)
+            || self.producers.values().any(|state| state.transaction_start.is_none())
+    }
+
+    /// The batch recorded last is its producer's first of a transaction.
+    pub fn begin_transaction(&mut self, producer_id: ProducerId, first_offset: Offset) {
+        if let Some(state) = self.producers.get_mut(&producer_id.0) {
+            state.transaction_start = Some(first_offset);
+        }
+    }
+
+    /// A marker: where the transaction began that it ends, if one was open. The producer goes on in the marker's
+    /// epoch; what is older is stale from now on.
+    pub fn end_transaction(&mut self, producer_id: ProducerId, epoch: u16, now_ms: i64) -> Option<Offset> {
+        let state = self.producers.get_mut(&producer_id.0)?;
+        let start = state.transaction_start.take();
+        if epoch > state.epoch {
+            *state = ProducerState { used: state.used, ..ProducerState::new(epoch) };
+        }
+        state.last_append_ms = now_ms;
+        start
+    }
+
     /// Forgets producers that have been idle too long; how many.
     pub fn expire(&mut self, now_ms: i64) -> usize {
         let before = self.producers.len();
@@ -134,18 +169,23 @@ impl ProducerTable {
     }
 
     /// From a checkpoint: the most recently used so far.
-    pub fn restore(&mut self, producer_id: ProducerId, epoch: u16, last_append_ms: i64, stored: &[Stored]) {
+    pub fn restore(&mut self, producer: ProducerKey, last_append_ms: i64, transaction_start: Option<Offset>, stored: &[Stored]) {
         self.uses += 1;
-        let mut state = ProducerState::new(epoch);
+        let ProducerKey { id: producer_id, epoch } = producer;
+        let mut state = ProducerState { transaction_start, ..ProducerState::new(epoch) };
         stored.iter().for_each(|batch| state.push(*batch));
         state.used = self.uses;
         state.last_append_ms = last_append_ms;
         self.producers.insert(producer_id.0, state);
     }
 
+    fn evictable(&self) -> impl Iterator<Item = (&i64, &ProducerState)> {
+        self.producers.iter().filter(|(_, state)| state.transaction_start.is_none())
+    }
+
     /// A linear search: it only runs when a partition has as many producers as it may and one more comes.
     fn evict_least_recent(&mut self) {
-        if let Some(oldest) = self.producers.iter().min_by_key(|(_, state)| state.used).map(|(id, _)| *id) {
+        if let Some(oldest) = self.evictable().min_by_key(|(_, state)| state.used).map(|(id, _)| *id) {
             self.producers.remove(&oldest);
         }
     }
@@ -153,7 +193,14 @@ impl ProducerTable {
 
 impl ProducerState {
     fn new(epoch: u16) -> ProducerState {
-        ProducerState { epoch, last_append_ms: 0, used: 0, stored: [Stored::default(); BATCHES_REMEMBERED], stored_count: 0 }
+        ProducerState {
+            epoch,
+            last_append_ms: 0,
+            transaction_start: None,
+            used: 0,
+            stored: [Stored::default(); BATCHES_REMEMBERED],
+            stored_count: 0,
+        }
     }
 
     /// Batches remembered, oldest first.
@@ -162,7 +209,7 @@ impl ProducerState {
     }
 
     fn is_expired(&self, now_ms: i64) -> bool {
-        now_ms.saturating_sub(self.last_append_ms) > EXPIRES_AFTER_MS
+        self.transaction_start.is_none() && now_ms.saturating_sub(self.last_append_ms) > EXPIRES_AFTER_MS
     }
 
     fn push(&mut self, stored: Stored) {

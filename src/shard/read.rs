@@ -14,11 +14,27 @@ use crate::request::{Extent, Failure, Fetch, FetchData, Fetched, Now, Origin, Re
 #[derive(Debug)]
 pub enum ReadFor {
     /// A fetch reply.
-    Fetch { origin: Origin, head: Fetched },
+    Fetch {
+        origin: Origin,
+        head: Fetched,
+        /// Frames from here on were read and aren't readable yet.
+        below: Offset,
+    },
     /// An extent of a reply that left the tail cache before it was sent.
     Extent { ticket: u64 },
     /// The record of a time.
-    Time { origin: Origin, partition: PartitionId, timestamp_ms: i64 },
+    Time { origin: Origin, query: TimeQuery },
+}
+
+/// An offset by time is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeQuery {
+    /// Where.
+    pub partition: PartitionId,
+    /// At least so young.
+    pub timestamp_ms: i64,
+    /// Of what committed-only readers see.
+    pub committed_only: bool,
 }
 
 /// A request that waits for a footer.
@@ -27,7 +43,7 @@ pub enum FooterWait {
     /// A fetch.
     Fetch(Wait),
     /// An offset by time.
-    Time { origin: Origin, partition: PartitionId, timestamp_ms: i64 },
+    Time { origin: Origin, query: TimeQuery },
 }
 
 impl FooterWait {
@@ -45,6 +61,8 @@ struct Found {
     extents: Vec<Extent>,
     next_offset: Offset,
     bytes: u32,
+    /// The last extent reaches beyond what is readable, and isn't in memory to be cut.
+    is_overlong: bool,
 }
 
 impl Shard {
@@ -61,9 +79,10 @@ impl Shard {
         let mut is_due = self.stopping || watch.max_wait_ms == 0;
         for (id, seen) in &watch.partitions {
             match self.partitions.get(*id) {
-                Some(partition) if partition.high_watermark <= *seen => {
-                    // With bytes on their way, the next step of the high watermark decides.
-                    let unread_bytes = if partition.next_offset > partition.high_watermark { missing_bytes } else { 0 };
+                Some(partition) if partition.readable_end(watch.committed_only) <= *seen => {
+                    // With bytes on their way, or in an open transaction, the next step of the high watermark decides.
+                    let has_unread = partition.next_offset > partition.readable_end(watch.committed_only);
+                    let unread_bytes = if has_unread { missing_bytes } else { 0 };
                     partitions.push((*id, partition.appended_bytes.saturating_sub(unread_bytes)));
                 }
                 _ => is_due = true,
@@ -88,35 +107,34 @@ impl Shard {
             return self.fail(origin, ErrorCode::UnknownPartition.into());
         };
         let (log_start, high_watermark) = (partition.log_start, partition.high_watermark);
-        let unread_bytes = partition.next_offset > high_watermark;
+        let end = partition.readable_end(fetch.committed_only);
+        let unread_bytes = partition.next_offset > end;
         let appended_bytes = partition.appended_bytes;
         if fetch.from < log_start || fetch.from > high_watermark {
             let message = format!("offset {} of partition {}: stored are {log_start} to {high_watermark}", fetch.from, fetch.partition);
             return self.fail(origin, Failure::new(ErrorCode::OffsetOutOfRange, message));
         }
-        let nothing = Found { extents: Vec::new(), next_offset: high_watermark, bytes: 0 };
-        let found = if fetch.from == high_watermark {
-            nothing
-        } else if fetch.max_bytes == 0 {
-            Found { next_offset: fetch.from, ..nothing }
+        let found = if fetch.from >= end || fetch.max_bytes == 0 {
+            Found { extents: Vec::new(), next_offset: fetch.from, bytes: 0, is_overlong: false }
         } else {
-            match self.log.locate(fetch.partition, fetch.from, high_watermark, fetch.max_bytes) {
+            match self.log.locate(fetch.partition, fetch.from, end, fetch.max_bytes) {
                 Located::Wait { segment } => return self.wait_for_footer(segment, FooterWait::Fetch(wait)),
                 Located::Runs { extents, next_offset, bytes } => {
-                    self.readable(Found { extents, next_offset, bytes }, fetch.from, high_watermark)
+                    self.readable(Found { extents, next_offset, bytes, is_overlong: false }, fetch.from, end, high_watermark)
                 }
             }
         };
         let min_bytes = fetch.min_bytes.min(fetch.max_bytes);
-        let is_cut = found.bytes > 0 && found.next_offset < high_watermark;
+        let is_cut = found.bytes > 0 && found.next_offset < end;
         let is_enough = found.bytes >= min_bytes || is_cut;
         if is_enough || now.monotonic_us >= deadline_us || self.stopping {
-            return self.answer_fetch(wait, found, log_start, high_watermark);
+            return self.answer_fetch(wait, found, end);
         }
         if self.fetches_waiting() >= self.config.waiting_fetches_max {
             return self.fail(origin, Failure::new(ErrorCode::Overloaded, format!("{} fetches wait already", self.fetches_waiting())));
         }
-        // With bytes on their way, the next step of the high watermark decides; else so many must come first.
+        // With bytes on their way, or in an open transaction, the next step of the high watermark decides; else so many
+        // must come first.
         let missing_bytes = u64::from(min_bytes - found.bytes);
         let wake_at_bytes = if unread_bytes { 0 } else { appended_bytes + missing_bytes };
         if let Some(partition) = self.partitions.get_mut(fetch.partition) {
@@ -124,39 +142,43 @@ impl Shard {
         }
     }
 
-    /// Cuts off what isn't readable yet: the last run may go beyond the high watermark while its group is open.
-    fn readable(&self, mut found: Found, from: Offset, high_watermark: Offset) -> Found {
-        while found.next_offset > high_watermark {
+    /// Cuts off what isn't readable yet: the last run may go beyond `end` while its group, or a transaction, is open.
+    fn readable(&self, mut found: Found, from: Offset, end: Offset, high_watermark: Offset) -> Found {
+        while found.next_offset > end {
             let Some(last) = found.extents.pop() else { break };
             found.bytes -= last.len;
             let Some(bytes) = self.log.hot_bytes(last) else {
+                if end < high_watermark {
+                    found.extents.push(last);
+                    return Found { next_offset: end, bytes: found.bytes + last.len, is_overlong: true, ..found };
+                }
                 // Written, gone from the tail cache, and its flush isn't reported yet: it is soon.
-                return Found { extents: Vec::new(), next_offset: from, bytes: 0 };
+                return Found { extents: Vec::new(), next_offset: from, bytes: 0, is_overlong: false };
             };
-            let (mut len, mut end) = (0, None);
+            let (mut len, mut cut) = (0, None);
             for frame in frame::frames(bytes).map_while(Result::ok) {
-                if frame.end_offset() > high_watermark {
+                if frame.end_offset() > end {
                     break;
                 }
                 len += frame.padded_bytes() as u32;
-                end = Some(frame.end_offset());
+                cut = Some(frame.end_offset());
             }
-            if let Some(end) = end {
+            if let Some(cut) = cut {
                 found.extents.push(Extent { len, ..last });
                 found.bytes += len;
-                found.next_offset = end;
+                found.next_offset = cut;
                 break;
             }
-            found.next_offset = high_watermark;
+            found.next_offset = end;
         }
         if found.extents.is_empty() {
             // A gap up to the end (offsets reserved before a crash): the reader goes on behind it.
-            found.next_offset = high_watermark;
+            found.next_offset = end;
         }
         found
     }
 
-    fn answer_fetch(&mut self, wait: Wait, found: Found, log_start: Offset, high_watermark: Offset) {
+    fn answer_fetch(&mut self, wait: Wait, found: Found, end: Offset) {
         let Wait { origin, fetch, .. } = wait;
         let hot_count = found.extents.iter().take_while(|extent| self.log.hot_bytes(**extent).is_some()).count();
         let cold_count = found.extents.iter().take_while(|extent| self.log.hot_bytes(**extent).is_none()).count();
@@ -164,14 +186,20 @@ impl Shard {
         if hot_count < found.extents.len() && cold_count < found.extents.len() {
             found = self.first_part(found, hot_count.max(cold_count));
         }
+        let Some(partition) = self.partitions.get(fetch.partition) else {
+            return self.fail(origin, ErrorCode::UnknownPartition.into());
+        };
         let head = Fetched {
             partition: fetch.partition,
-            high_watermark,
-            last_stable: high_watermark,
-            log_start,
+            high_watermark: partition.high_watermark,
+            last_stable: partition.last_stable(),
+            log_start: partition.log_start,
             next_offset: found.next_offset,
             bytes: found.bytes,
-            aborted: Box::default(),
+            aborted: match partition.transactions.as_deref() {
+                Some(transactions) if fetch.committed_only => transactions.aborted_in(fetch.from, found.next_offset),
+                _ => Box::default(),
+            },
         };
         if hot_count > 0 || found.extents.is_empty() {
             self.counters.fetches += u64::from(found.bytes > 0);
@@ -189,7 +217,8 @@ impl Shard {
         }
         self.cold_read_bytes += u64::from(found.bytes);
         self.counters.fetches_cold += 1;
-        self.read(found.extents, ReadFor::Fetch { origin, head });
+        let below = if found.is_overlong { end } else { Offset(u64::MAX) };
+        self.read(found.extents, ReadFor::Fetch { origin, head, below });
     }
 
     /// The first `count` extents: a reply is sent either from the tail cache or from the device, not from both.
@@ -200,6 +229,7 @@ impl Shard {
         let before = rest.first().and_then(|extent| self.log.hot_bytes(*extent)).and_then(|bytes| frame::frames(bytes).next()?.ok());
         let last = found.extents.last().and_then(|extent| self.log.hot_bytes(*extent));
         let after = last.and_then(|bytes| frame::frames(bytes).map_while(Result::ok).last());
+        found.is_overlong = false;
         found.next_offset = before.map(|frame| frame.base_offset()).or(after.map(|frame| frame.end_offset())).unwrap_or(found.next_offset);
         found
     }
@@ -218,10 +248,12 @@ impl Shard {
     pub(super) fn read_done(&mut self, ticket: u64, result: Result<Vec<Slice>, ReadError>, now: Now) {
         let Some(read_for) = self.reads.remove(&ticket) else { return };
         match read_for {
-            ReadFor::Fetch { origin, head } => {
+            ReadFor::Fetch { origin, mut head, below } => {
                 self.cold_read_bytes -= u64::from(head.bytes);
                 match result {
-                    Ok(blocks) => {
+                    Ok(mut blocks) => {
+                        cut_blocks(&mut blocks, below);
+                        head.bytes = blocks.iter().map(|block| block.len() as u32).sum();
                         self.counters.fetches += 1;
                         self.counters.bytes_out += u64::from(head.bytes);
                         self.reply(origin, Reply::Fetched { head, data: FetchData::Blocks(blocks) });
@@ -231,10 +263,10 @@ impl Shard {
                 self.retry_cold_waits(now);
             }
             ReadFor::Extent { ticket } => self.reads_done.push_back((ticket, result.map_err(|error| read_failure(&error)))),
-            ReadFor::Time { origin, partition, timestamp_ms } => match result {
+            ReadFor::Time { origin, query } => match result {
                 Ok(blocks) => {
-                    let found = blocks.iter().find_map(|block| first_record_since(block, timestamp_ms));
-                    self.answer_time(origin, partition, found);
+                    let found = blocks.iter().find_map(|block| first_record_since(block, query.timestamp_ms));
+                    self.answer_time(origin, query, found);
                 }
                 Err(error) => self.fail(origin, read_failure(&error)),
             },
@@ -272,19 +304,24 @@ impl Shard {
                     self.fail(wait.origin(), Failure::new(ErrorCode::CorruptLog, format!("index of segment {segment}: {fault}")))
                 }
                 (Ok(()), FooterWait::Fetch(wait)) => self.fetch(wait, now),
-                (Ok(()), FooterWait::Time { origin, partition, timestamp_ms }) => self.list_offset(origin, partition, timestamp_ms),
+                (Ok(()), FooterWait::Time { origin, query }) => self.offset_by_time(origin, query),
             }
         }
     }
 
-    pub(super) fn list_offset(&mut self, origin: Origin, id: PartitionId, timestamp_ms: i64) {
+    pub(super) fn list_offset(&mut self, origin: Origin, partition: PartitionId, timestamp_ms: i64, committed_only: bool) {
+        self.offset_by_time(origin, TimeQuery { partition, timestamp_ms, committed_only });
+    }
+
+    fn offset_by_time(&mut self, origin: Origin, query: TimeQuery) {
+        let TimeQuery { partition: id, timestamp_ms, committed_only } = query;
         let Some(partition) = self.partitions.get(id) else {
             return self.fail(origin, ErrorCode::UnknownPartition.into());
         };
         let end_of = |offset| Reply::Offset { offset, timestamp_ms: -1, found: true };
-        let high_watermark = partition.high_watermark;
+        let end = partition.readable_end(committed_only);
         if timestamp_ms == LATEST {
-            return self.reply(origin, end_of(high_watermark));
+            return self.reply(origin, end_of(end));
         }
         if timestamp_ms == EARLIEST {
             let log_start = partition.log_start;
@@ -292,33 +329,34 @@ impl Shard {
         }
         // The largest time among what is readable: the search below then finds the record that has it.
         let timestamp_ms = match timestamp_ms {
-            NEWEST => match self.log.newest_time(id, high_watermark) {
+            NEWEST => match self.log.newest_time(id, end) {
                 Some(timestamp_ms) => timestamp_ms,
-                None => return self.answer_time(origin, id, None),
+                None => return self.answer_time(origin, query, None),
             },
             timestamp_ms => timestamp_ms,
         };
-        match self.log.locate_time(id, timestamp_ms, high_watermark) {
-            LocatedTime::Wait { segment } => self.wait_for_footer(segment, FooterWait::Time { origin, partition: id, timestamp_ms }),
-            LocatedTime::None => self.answer_time(origin, id, None),
+        let query = TimeQuery { timestamp_ms, ..query };
+        match self.log.locate_time(id, timestamp_ms, end) {
+            LocatedTime::Wait { segment } => self.wait_for_footer(segment, FooterWait::Time { origin, query }),
+            LocatedTime::None => self.answer_time(origin, query, None),
             LocatedTime::Run(extent) => match self.log.hot_bytes(extent) {
                 Some(bytes) => {
                     let found = first_record_since(bytes, timestamp_ms);
-                    self.answer_time(origin, id, found);
+                    self.answer_time(origin, query, found);
                 }
-                None => self.read(vec![extent], ReadFor::Time { origin, partition: id, timestamp_ms }),
+                None => self.read(vec![extent], ReadFor::Time { origin, query }),
             },
         }
     }
 
-    fn answer_time(&mut self, origin: Origin, id: PartitionId, found: Option<(Offset, i64)>) {
-        let Some(partition) = self.partitions.get(id) else {
+    fn answer_time(&mut self, origin: Origin, query: TimeQuery, found: Option<(Offset, i64)>) {
+        let Some(partition) = self.partitions.get(query.partition) else {
             return self.fail(origin, ErrorCode::UnknownPartition.into());
         };
-        let high_watermark = partition.high_watermark;
-        let reply = match found.filter(|(offset, _)| *offset < high_watermark) {
+        let end = partition.readable_end(query.committed_only);
+        let reply = match found.filter(|(offset, _)| *offset < end) {
             Some((offset, timestamp_ms)) => Reply::Offset { offset: offset.max(partition.log_start), timestamp_ms, found: true },
-            None => Reply::Offset { offset: high_watermark, timestamp_ms: -1, found: false },
+            None => Reply::Offset { offset: end, timestamp_ms: -1, found: false },
         };
         self.reply(origin, reply);
     }
@@ -355,6 +393,22 @@ impl Shard {
             let mut ended = Vec::new();
             self.watches.advance(id, appended_bytes, &mut ended);
             ended.into_iter().for_each(|origin| self.reply(origin, Reply::Watched { is_due: true }));
+        }
+    }
+}
+
+/// Cuts off the frames from `below` on.
+fn cut_blocks(blocks: &mut Vec<Slice>, below: Offset) {
+    if below == Offset(u64::MAX) {
+        return;
+    }
+    for at in 0..blocks.len() {
+        let kept = frame::frames(&blocks[at]).map_while(Result::ok).take_while(|frame| frame.end_offset() <= below);
+        let kept_bytes: usize = kept.map(|frame| frame.padded_bytes()).sum();
+        if kept_bytes < blocks[at].len() {
+            blocks[at] = blocks[at].slice(0..kept_bytes);
+            blocks.truncate(at + 1);
+            return;
         }
     }
 }

@@ -1,15 +1,19 @@
 //! A shard's state from its log: frames and state records, in order, from the last complete checkpoint on.
 
 use ringmain_wire::control::Durability;
+use ringmain_wire::frame::flags;
 use ringmain_wire::{DEFAULT_MAX_MESSAGE_BYTES, FrameHeader, MAX_MESSAGE_BYTES_LIMIT, Offset, PartitionId, ProducerId};
 
 use super::catalog::Catalog;
 use super::group::{Groups, Incoming};
+use super::participant::Aborted;
 use super::partition::{Partition, PartitionTable};
 use super::producer_state::{Batch, Stored};
-use super::state_record::{GroupOffsetPiece, OffsetPiece, PartitionPiece, ProducerPiece, StateError, StateRecord};
+use super::state_record::{AbortedPiece, GroupOffsetPiece, OffsetPiece, PartitionPiece, ProducerPiece, StateError, StateRecord};
+use super::transaction::Coordinator;
 use crate::log::Replay;
 use crate::request::PartitionConfig;
+use crate::request::transaction::ProducerKey;
 
 /// Settings of a partition until the catalog names them: nothing is appended before that.
 const UNTIL_CATALOG: PartitionConfig = PartitionConfig {
@@ -27,6 +31,8 @@ pub struct Recovery {
     pub partitions: PartitionTable,
     /// Shard 0's; empty elsewhere.
     pub catalog: Catalog,
+    /// Transactions coordinated here.
+    pub coordinator: Coordinator,
     /// Producer ids below may have been given away.
     pub producer_ids_end: i64,
     /// The first state record that couldn't be read.
@@ -64,7 +70,12 @@ impl Recovery {
             partition.reserved_end = partition.reserved_end_logged;
             partition.log_start = partition.log_start_logged;
             partition.high_watermark = partition.next_offset;
+            if let Some(transactions) = partition.transactions.as_deref_mut() {
+                transactions.settle(u64::MAX);
+                transactions.prune(partition.log_start);
+            }
         }
+        self.coordinator.finish_replay();
     }
 
     fn partition(&mut self, id: u32) -> &mut Partition {
@@ -78,16 +89,29 @@ impl Recovery {
     fn data(&mut self, header: &FrameHeader) {
         let (broker, producer) = (&header.broker, &header.producer);
         let limit = self.producers_per_partition_max;
+        let (is_transactional, is_marker) = (producer.flags & flags::TRANSACTIONAL != 0, producer.flags & flags::CONTROL != 0);
+        let (producer_id, base_offset) = (ProducerId(producer.producer_id), Offset(broker.base_offset));
         let partition = self.partition(producer.partition);
         partition.next_offset = Offset(broker.base_offset + u64::from(producer.record_count));
-        if producer.producer_id > ProducerId::NONE.0 {
+        if is_marker {
+            let table = partition.producers.get_or_insert_default();
+            if let Some(first) = table.end_transaction(producer_id, producer.producer_epoch, broker.append_time_ms) {
+                let is_commit = producer.flags & flags::ABORTED == 0;
+                partition.transactions.get_or_insert_default().end(producer_id, first, base_offset, is_commit, 0);
+            }
+        } else if producer.producer_id > ProducerId::NONE.0 {
             let batch = Batch {
                 producer_id: ProducerId(producer.producer_id),
                 epoch: producer.producer_epoch,
                 first_sequence: producer.sequence,
                 record_count: producer.record_count,
             };
-            partition.producers.get_or_insert_default().record(batch, Offset(broker.base_offset), broker.append_time_ms, limit);
+            let table = partition.producers.get_or_insert_default();
+            table.record(batch, base_offset, broker.append_time_ms, limit);
+            if is_transactional && table.get(producer_id).is_some_and(|state| state.transaction_start.is_none()) {
+                table.begin_transaction(producer_id, base_offset);
+                partition.transactions.get_or_insert_default().begin(base_offset, producer_id);
+            }
         }
     }
 
@@ -106,6 +130,10 @@ impl Recovery {
             }
             StateRecord::Partitions(pieces) => pieces.into_iter().for_each(|piece| self.piece(piece)),
             StateRecord::Producers { partition, producers } => self.producers(partition, producers),
+            StateRecord::Transaction(piece) => self.coordinator.replay(*piece),
+            StateRecord::TransactionGone { transactional_id } => self.coordinator.forget(&transactional_id),
+            StateRecord::Transactions(pieces) => pieces.into_iter().for_each(|piece| self.coordinator.restore(piece)),
+            StateRecord::Aborted { partition, transactions } => self.aborted(partition, &transactions),
             StateRecord::ConsumerOffsets { partition, offsets } => offsets.into_iter().for_each(|offset| self.offset(partition, offset)),
             StateRecord::Group(_)
             | StateRecord::GroupMembers { .. }
@@ -127,6 +155,7 @@ impl Recovery {
     fn producers(&mut self, partition: u32, pieces: Vec<ProducerPiece>) {
         let table = self.partition(partition).producers.get_or_insert_default();
         **table = Default::default();
+        let mut open = Vec::new();
         for piece in pieces {
             let stored: Vec<Stored> = piece
                 .batches
@@ -137,7 +166,26 @@ impl Recovery {
                     base_offset: batch.base_offset,
                 })
                 .collect();
-            table.restore(ProducerId(piece.producer_id), piece.epoch, piece.last_append_ms, &stored);
+            let producer = ProducerKey { id: ProducerId(piece.producer_id), epoch: piece.epoch };
+            let transaction_start = piece.transaction_start.map(Offset);
+            table.restore(producer, piece.last_append_ms, transaction_start, &stored);
+            open.extend(transaction_start.map(|first_offset| (first_offset, producer.id)));
+        }
+        let partition = self.partition(partition);
+        if !open.is_empty() || partition.transactions.is_some() {
+            partition.transactions.get_or_insert_default().restore_open(open.into_iter());
+        }
+    }
+
+    fn aborted(&mut self, partition: u32, pieces: &[AbortedPiece]) {
+        let transactions = self.partition(partition).transactions.get_or_insert_default();
+        for piece in pieces {
+            let aborted = Aborted {
+                producer_id: ProducerId(piece.producer_id),
+                first_offset: Offset(piece.first_offset),
+                stable: Offset(piece.stable),
+            };
+            transactions.restore_aborted(Offset(piece.last_offset), aborted);
         }
     }
 

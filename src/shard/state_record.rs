@@ -120,6 +120,22 @@ pub enum StateRecord {
         /// Which.
         group: String,
     },
+    /// A step of a transaction: its head as it is now, and who joined in this step.
+    Transaction(Box<TransactionPiece>),
+    /// A transactional id is forgotten.
+    TransactionGone {
+        /// Which.
+        transactional_id: String,
+    },
+    /// Checkpoint: transactional ids, each with all that takes part.
+    Transactions(Vec<TransactionPiece>),
+    /// Checkpoint: some aborted transactions of one partition.
+    Aborted {
+        /// Which.
+        partition: u32,
+        /// In order of their markers.
+        transactions: Vec<AbortedPiece>,
+    },
 }
 
 /// A group without offsets and members.
@@ -181,6 +197,44 @@ pub struct GroupOffsetPiece {
     pub commit_ms: i64,
 }
 
+/// The transactions of an id.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct TransactionPiece {
+    /// Its name.
+    pub transactional_id: String,
+    /// Its producer.
+    pub producer_id: i64,
+    /// The producer's epoch.
+    pub epoch: u16,
+    /// The producer that became this one, and its epoch.
+    pub previous: Option<(i64, u16)>,
+    /// A transaction open for longer is aborted.
+    pub timeout_ms: u32,
+    /// A number of `transaction::phase_number`.
+    pub phase: u8,
+    /// When the transaction began, ms since the Unix epoch.
+    pub begun_ms: i64,
+    /// When this was logged.
+    pub changed_ms: i64,
+    /// Partitions that take part.
+    pub partitions: Vec<u32>,
+    /// Groups that take part.
+    pub groups: Vec<String>,
+}
+
+/// A transaction that was aborted, in one partition.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AbortedPiece {
+    /// Its producer.
+    pub producer_id: i64,
+    /// Its first record.
+    pub first_offset: u64,
+    /// Its marker.
+    pub last_offset: u64,
+    /// First offset below which everything was decided then.
+    pub stable: u64,
+}
+
 /// Part of a topic.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct TopicPiece {
@@ -220,6 +274,8 @@ pub struct ProducerPiece {
     pub last_append_ms: i64,
     /// Last batches, oldest first.
     pub batches: Vec<BatchPiece>,
+    /// First offset of its open transaction.
+    pub transaction_start: Option<u64>,
 }
 
 /// A batch of an idempotent producer.

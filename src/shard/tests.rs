@@ -1,5 +1,7 @@
 //! Whole shards on the simulated disk, sans-IO: requests in, answers out, time by hand.
 
+mod transactions;
+
 use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
@@ -114,7 +116,7 @@ impl Rig {
     /// Takes out answers and events; a catalog change is applied and acknowledged like the router would.
     fn collect(&mut self) {
         while let Some(event) = self.shard.poll_event() {
-            let ShardEvent::CatalogChanged { change_id, change } = &event;
+            let ShardEvent::CatalogChanged { change_id, change } = &event else { panic!("{event:?}") };
             self.shard.apply_catalog(change, self.now);
             self.shard.catalog_acknowledged(*change_id);
             self.events.push(event);
@@ -1033,7 +1035,7 @@ fn topic_answer_waits_for_every_core() {
         }
     };
     assert!(rig.shard.poll_reply().is_none());
-    let ShardEvent::CatalogChanged { change_id, .. } = event;
+    let ShardEvent::CatalogChanged { change_id, .. } = event else { panic!("{event:?}") };
     rig.shard.catalog_acknowledged(change_id + 1);
     assert!(rig.shard.poll_reply().is_none());
     rig.shard.catalog_acknowledged(change_id);
@@ -1337,8 +1339,15 @@ fn checkpoint_pieces_stay_below_their_limit() {
         }
     }
     let groups = group::tests::many_offsets();
-    let source =
-        checkpoint::Source { catalog: Some(&catalog), producer_ids_end: 9, partitions: &partitions, groups: &groups, is_final: false };
+    let coordinator = Coordinator::default();
+    let source = checkpoint::Source {
+        catalog: Some(&catalog),
+        producer_ids_end: 9,
+        coordinator: &coordinator,
+        partitions: &partitions,
+        groups: &groups,
+        is_final: false,
+    };
     let (mut cursor, mut recovery) = (checkpoint::Cursor::Numbers, Recovery::new(PRODUCERS_PER_PARTITION_LIMIT));
     let header = Frame::parse(&{
         let mut bytes = vec![0; 64];
@@ -1485,10 +1494,23 @@ fn state_records_keep_their_bytes() {
         commit_ms: 11,
     };
     let producer = state_record::ProducerPiece {
+        transaction_start: Some(8),
         producer_id: 3,
         epoch: 1,
         last_append_ms: 77,
         batches: vec![state_record::BatchPiece { first_sequence: 4, last_sequence: 6, base_offset: 8 }],
+    };
+    let transaction = state_record::TransactionPiece {
+        transactional_id: "app".into(),
+        producer_id: 3,
+        epoch: 3,
+        previous: Some((3, 2)),
+        timeout_ms: 60_000,
+        phase: 1,
+        begun_ms: 5,
+        changed_ms: 6,
+        partitions: vec![1, 2],
+        groups: vec!["readers".into()],
     };
     let records = [
         StateRecord::Catalog(CatalogChange::TopicCreated {
@@ -1545,6 +1567,13 @@ fn state_records_keep_their_bytes() {
         StateRecord::GroupDecided { group: "billing".into(), producer_id: 4, producer_epoch: 1, commit: true },
         StateRecord::GroupOffsetsForgotten { group: "billing".into(), partitions: vec![1, 2] },
         StateRecord::GroupDeleted { group: "billing".into() },
+        StateRecord::Transaction(Box::new(transaction.clone())),
+        StateRecord::TransactionGone { transactional_id: "app".into() },
+        StateRecord::Transactions(vec![transaction]),
+        StateRecord::Aborted {
+            partition: 1,
+            transactions: vec![state_record::AbortedPiece { producer_id: 3, first_offset: 1, last_offset: 5, stable: 6 }],
+        },
     ];
     let mut all = Vec::new();
     for record in &records {
@@ -1556,7 +1585,7 @@ fn state_records_keep_their_bytes() {
 }
 
 /// Length and CRC32C of the records above, one after the other.
-const STATE_RECORDS_V1: (usize, u32) = (1_462, 799_008_016);
+const STATE_RECORDS_V1: (usize, u32) = (1_863, 479_958_934);
 
 #[test]
 fn state_record_of_a_newer_build_stops_the_start() {

@@ -11,7 +11,7 @@ use crate::request::{Failure, Now, Origin, PartitionConfig, Reply};
 
 impl Shard {
     /// Once at start, when all shards are open: makes this shard's partitions those of the catalog.
-    pub fn set_catalog(&mut self, catalog: &Catalog, _now: Now) {
+    pub fn set_catalog(&mut self, catalog: &Catalog, now: Now) {
         for id in self.partitions.ids() {
             if catalog.partition(id).is_none_or(|entry| entry.shard != self.config.shard) {
                 self.drop_partition(id);
@@ -29,6 +29,7 @@ impl Shard {
                 self.log.drop_partition(id);
             }
         }
+        self.resume_transactions(now);
     }
 
     /// A change that is durable. On every shard, in order.
@@ -133,6 +134,9 @@ impl Shard {
         ended.into_iter().for_each(|origin| self.reply(origin, Reply::Watched { is_due: true }));
         let Some(partition) = self.partitions.remove(id) else { return };
         self.counters.producers -= partition.producers.map_or(0, |table| table.len() as u64);
+        let (open, aborted) = partition.transactions.map_or((0, 0), |transactions| transactions.counts());
+        self.counters.transactions_open -= open as u64;
+        self.counters.transactions_aborted -= aborted as u64;
         self.log.drop_partition(id);
     }
 }

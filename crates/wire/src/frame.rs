@@ -95,6 +95,8 @@ pub mod flags {
     pub const TRANSACTIONAL: u8 = 2;
     /// A transaction marker.
     pub const CONTROL: u8 = 4;
+    /// On a marker: the transaction was aborted.
+    pub const ABORTED: u8 = 8;
 }
 
 /// What a frame's body is.

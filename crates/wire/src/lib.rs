@@ -19,6 +19,7 @@ pub mod crc;
 pub mod envelope;
 pub mod frame;
 pub mod id;
+pub mod marker;
 pub mod murmur2;
 pub mod record;
 
