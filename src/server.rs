@@ -301,6 +301,8 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
             max_request_bytes: memory.request_bytes_max as usize,
             nodes: doors.kafka_nodes.clone(),
             epochs: Vec::new(),
+            node: 0,
+            data_dir: directory.path().display().to_string(),
             creates_topics: config.kafka_creates_topics,
             default_partitions: config.kafka_partitions,
         };
@@ -451,7 +453,10 @@ fn waker(driver: Driver) -> io::Result<(Waker, WakeSource)> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Door {
     Native,
-    Kafka,
+    /// The node that clients think they are talking to.
+    Kafka {
+        node: i32,
+    },
 }
 
 struct Doors {
@@ -522,7 +527,7 @@ fn open_kafka_doors(
     let bootstrap = listener::bind("--kafka", address, waiting).map_err(StartError::Bind)?;
     let bound = address_of(&bootstrap)?;
     doors.kafka = Some(bound);
-    doors.listeners[0].push((Door::Kafka, bootstrap));
+    doors.listeners[0].push((Door::Kafka { node: 0 }, bootstrap));
     let mut ports = vec![bound.port()];
     let shards = if core_count > 1 && !config.kafka_single_port { core_of_shard } else { &core_of_shard[..1] };
     for (shard, core) in shards.iter().enumerate().skip(1) {
@@ -539,7 +544,7 @@ fn open_kafka_doors(
         };
         let listener = listener::bind("--kafka-shard-base", SocketAddr::new(address.ip(), port), waiting).map_err(StartError::Bind)?;
         ports.push(address_of(&listener)?.port());
-        doors.listeners[usize::from(*core)].push((Door::Kafka, listener));
+        doors.listeners[usize::from(*core)].push((Door::Kafka { node: shard as i32 }, listener));
     }
     // An address that stands for all of them can't be told; the one by which a client has come can.
     let listened = (!address.ip().is_unspecified()).then(|| address.ip().to_string());
@@ -680,14 +685,15 @@ impl CoreThread {
         let kafka = KafkaConfig { epochs, ..self.kafka };
         let served = runtime::run(self.driver, async move {
             let shared = Shared::new(setup);
-            let kafka = Rc::new(kafka);
             let native_session: Rc<listener::MakeSession> = Rc::new(move |_| Box::new(NativeSession::new(native)));
-            let kafka_session: Rc<listener::MakeSession> = Rc::new(move |local| Box::new(KafkaSession::new(kafka.clone(), local)));
             for (door, listener) in listeners {
                 shared.register_listener(listener.try_clone()?);
-                let session = match door {
+                let session: Rc<listener::MakeSession> = match door {
                     Door::Native => native_session.clone(),
-                    Door::Kafka => kafka_session.clone(),
+                    Door::Kafka { node } => {
+                        let config = Rc::new(KafkaConfig { node, ..kafka.clone() });
+                        Rc::new(move |local| Box::new(KafkaSession::new(config.clone(), local)))
+                    }
                 };
                 runtime::spawn(listener::accept(shared.clone(), listener, session));
             }

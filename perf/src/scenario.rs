@@ -314,6 +314,7 @@ impl Session {
                 retention_ms: None,
                 retention_bytes: Some(TOPIC_BYTES / u64::from(partition_count)),
                 max_message_bytes: frame_bytes.clamp(DEFAULT_MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES_LIMIT),
+                ..TopicConfig::default()
             };
             self.control.create_topic(&CreateTopic { name: name.clone(), partition_count, config })?;
         }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use ringmain_client::wire::control::{AlterTopic, CreateTopic, Durability, TopicConfig, TopicDescription, TopicInfo};
+use ringmain_client::wire::control::{AlterTopic, Cleanup, CreateTopic, Durability, TopicConfig, TopicDescription, TopicInfo};
 use ringmain_client::wire::{DEFAULT_MAX_MESSAGE_BYTES, ErrorCode};
 use ringmain_client::{CallError, Client};
 use serde_json::{Value, json};
@@ -132,12 +132,12 @@ pub fn run(arguments: TopicArguments, format: Format) -> Result<ExitCode> {
         }
         Verb::Alter(arguments) => {
             let change = AlterTopic {
-                name: arguments.name,
                 partition_count: arguments.partitions,
                 durability: arguments.durability,
                 retention_ms: arguments.retention_ms.map(|limit| limit.0),
                 retention_bytes: arguments.retention_bytes.map(|limit| limit.0),
                 max_message_bytes: arguments.max_message_bytes,
+                ..AlterTopic::nothing(arguments.name)
             };
             let info = arguments.target.client()?.alter_topic(&change)?;
             match format {
@@ -168,6 +168,7 @@ fn create(arguments: CreateArguments) -> Result<(TopicInfo, bool)> {
         retention_ms: arguments.retention_ms.and_then(|limit| limit.0),
         retention_bytes: arguments.retention_bytes.and_then(|limit| limit.0),
         max_message_bytes: arguments.max_message_bytes,
+        ..TopicConfig::default()
     };
     let topic = CreateTopic { name: arguments.name, partition_count: arguments.partitions, config };
     match client.create_topic(&topic) {
@@ -185,12 +186,14 @@ fn is(error: &CallError, code: ErrorCode) -> bool {
 
 fn settings(info: &TopicInfo) -> String {
     let limit = |value: Option<u64>, unit: &str| value.map_or("none".into(), |value| format!("{value} {unit}"));
-    let TopicConfig { durability, retention_ms, retention_bytes, max_message_bytes } = &info.config;
+    let TopicConfig { durability, retention_ms, retention_bytes, max_message_bytes, cleanup, append_time, .. } = &info.config;
     format!(
-        "{} partitions, {durability}, retention {} and {}, batches up to {max_message_bytes} bytes",
+        "{} partitions, {durability}, retention {} and {}, batches up to {max_message_bytes} bytes{}{}",
         info.partitions.len(),
         limit(*retention_ms, "ms"),
         limit(*retention_bytes, "bytes per partition"),
+        if *cleanup == Cleanup::Delete { "" } else { ", to be compacted (no broker of this version does: every record stays)" },
+        if *append_time { ", times of appending" } else { "" },
     )
 }
 
@@ -226,7 +229,7 @@ fn partition_rows(description: &TopicDescription) -> Vec<Vec<Cell>> {
 }
 
 fn topic_json(info: &TopicInfo) -> Value {
-    let TopicConfig { durability, retention_ms, retention_bytes, max_message_bytes } = &info.config;
+    let TopicConfig { durability, retention_ms, retention_bytes, max_message_bytes, cleanup, append_time, .. } = &info.config;
     json!({
         "name": info.name,
         "partitions": info.partitions.len(),
@@ -234,6 +237,8 @@ fn topic_json(info: &TopicInfo) -> Value {
         "retention_ms": retention_ms,
         "retention_bytes": retention_bytes,
         "max_message_bytes": max_message_bytes,
+        "cleanup": cleanup.to_string(),
+        "append_time": append_time,
     })
 }
 

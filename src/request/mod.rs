@@ -75,6 +75,8 @@ pub enum Request<'a> {
     CheckTransaction(TransactionCheck),
     /// From one shard to another.
     EndTransaction(TransactionMarker),
+    /// Forget the records of a partition below an offset; `None` = below its high watermark.
+    DeleteBefore { partition: PartitionId, before: Option<Offset> },
     /// Remember a consumer's position: a group without members.
     CommitOffset { consumer: &'a str, partition: PartitionId, offset: Offset, metadata: &'a str },
     /// Read it back.
@@ -149,6 +151,8 @@ pub enum Reply {
     Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool },
     /// Frames, whole.
     Fetched { head: Fetched, data: FetchData },
+    /// For `DeleteBefore`: durable. The first offset still stored.
+    LogStart { offset: Offset },
     /// For `Watch`. Else the time is up.
     Watched { is_due: bool },
     /// `found` = a record that young exists.
@@ -247,7 +251,9 @@ impl Request<'_> {
         match self {
             Request::Produce { frame } => Some(frame.partition()),
             Request::Fetch(fetch) => Some(fetch.partition),
-            Request::ListOffset { partition, .. } | Request::DescribeProducers { partition } => Some(*partition),
+            Request::DeleteBefore { partition, .. } | Request::ListOffset { partition, .. } | Request::DescribeProducers { partition } => {
+                Some(*partition)
+            }
             Request::EndTransaction(marker) => Some(marker.partition),
             _ => None,
         }
@@ -265,4 +271,6 @@ pub struct PartitionConfig {
     pub retention_bytes: Option<u64>,
     /// Largest frame, header included.
     pub max_message_bytes: u32,
+    /// Record times are those of appending.
+    pub append_time: bool,
 }

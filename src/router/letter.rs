@@ -46,6 +46,8 @@ pub enum OwnedRequest {
     /// As in [`Request`].
     Watch(Arc<Watch>),
     /// As in [`Request`].
+    DeleteBefore { partition: PartitionId, before: Option<Offset> },
+    /// As in [`Request`].
     ListOffset { partition: PartitionId, timestamp_ms: i64, committed_only: bool },
     /// As in [`Request`].
     CommitOffset { consumer: String, partition: PartitionId, offset: Offset, metadata: String },
@@ -98,6 +100,7 @@ impl OwnedRequest {
             Request::Produce { frame } => OwnedRequest::Produce { frame: frame.to_vec() },
             Request::Fetch(fetch) => OwnedRequest::Fetch(*fetch),
             Request::Watch(watch) => OwnedRequest::Watch(watch.clone()),
+            Request::DeleteBefore { partition, before } => OwnedRequest::DeleteBefore { partition: *partition, before: *before },
             Request::ListOffset { partition, timestamp_ms, committed_only } => {
                 OwnedRequest::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms, committed_only: *committed_only }
             }
@@ -139,6 +142,7 @@ impl OwnedRequest {
             OwnedRequest::Produce { frame } => Request::Produce { frame: Frame::parse(frame).expect("a copy of a parsed frame") },
             OwnedRequest::Fetch(fetch) => Request::Fetch(*fetch),
             OwnedRequest::Watch(watch) => Request::Watch(watch.clone()),
+            OwnedRequest::DeleteBefore { partition, before } => Request::DeleteBefore { partition: *partition, before: *before },
             OwnedRequest::ListOffset { partition, timestamp_ms, committed_only } => {
                 Request::ListOffset { partition: *partition, timestamp_ms: *timestamp_ms, committed_only: *committed_only }
             }
@@ -178,6 +182,8 @@ pub enum OwnedReply {
     Fetched { head: Box<Fetched>, frames: Vec<u8> },
     /// As in [`Reply`].
     Watched { is_due: bool },
+    /// As in [`Reply`].
+    LogStart { offset: Offset },
     /// As in [`Reply`].
     Offset { offset: Offset, timestamp_ms: i64, found: bool },
     /// As in [`Reply`].
@@ -219,6 +225,7 @@ impl OwnedReply {
             },
             Reply::Offset { offset, timestamp_ms, found } => OwnedReply::Offset { offset, timestamp_ms, found },
             Reply::Watched { is_due } => OwnedReply::Watched { is_due },
+            Reply::LogStart { offset } => OwnedReply::LogStart { offset },
             Reply::Committed => OwnedReply::Committed,
             Reply::ConsumerOffset { offset, metadata } => OwnedReply::ConsumerOffset { offset, metadata },
             Reply::Producer { producer_id, producer_epoch } => OwnedReply::Producer { producer_id, producer_epoch },
@@ -245,6 +252,7 @@ impl OwnedReply {
             OwnedReply::Fetched { head, frames } => Reply::Fetched { head: *head, data: FetchData::Owned(frames) },
             OwnedReply::Offset { offset, timestamp_ms, found } => Reply::Offset { offset, timestamp_ms, found },
             OwnedReply::Watched { is_due } => Reply::Watched { is_due },
+            OwnedReply::LogStart { offset } => Reply::LogStart { offset },
             OwnedReply::Committed => Reply::Committed,
             OwnedReply::ConsumerOffset { offset, metadata } => Reply::ConsumerOffset { offset, metadata },
             OwnedReply::Producer { producer_id, producer_epoch } => Reply::Producer { producer_id, producer_epoch },

@@ -208,7 +208,11 @@ impl Router {
             Request::Coordinators { ids } => {
                 return Ok(Some(Reply::Coordinators(ids.iter().map(|id| self.catalog.coordinator(id)).collect())));
             }
-            Request::Produce { .. } | Request::Fetch(_) | Request::ListOffset { .. } | Request::DescribeProducers { .. } => {
+            Request::Produce { .. }
+            | Request::Fetch(_)
+            | Request::ListOffset { .. }
+            | Request::DeleteBefore { .. }
+            | Request::DescribeProducers { .. } => {
                 let partition = request.partition().unwrap_or(PartitionId::STATE);
                 match self.catalog.partition(partition) {
                     Some(entry) => entry.shard,

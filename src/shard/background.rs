@@ -4,13 +4,13 @@
 use std::collections::VecDeque;
 
 use ringmain_wire::control::Durability;
-use ringmain_wire::{Offset, PartitionId};
+use ringmain_wire::{ErrorCode, Offset, PartitionId};
 
 use super::checkpoint::{Cursor, Source, next_piece};
 use super::state_record::StateRecord;
-use super::{Deferred, Shard, ShardConfig};
+use super::{Busy, Deferred, Shard, ShardConfig};
 use crate::log::AppendError;
-use crate::request::Now;
+use crate::request::{Failure, Now, Origin, Reply};
 
 /// Partitions passed in one step of a round …
 const PASSED_PER_STEP: usize = 1024;
@@ -276,6 +276,41 @@ impl Shard {
                 }
             }
             Err(error) => self.background_failed(error),
+        }
+    }
+
+    /// Somebody wants records gone.
+    pub(super) fn delete_before(&mut self, origin: Origin, id: PartitionId, before: Option<Offset>, now: Now) -> Result<(), Busy> {
+        if let Some(failure) = self.refusal() {
+            self.fail(origin, failure);
+            return Ok(());
+        }
+        let Some(partition) = self.partitions.get(id) else {
+            self.fail(origin, ErrorCode::UnknownPartition.into());
+            return Ok(());
+        };
+        let (log_start, high_watermark) = (partition.log_start, partition.high_watermark);
+        let offset = before.unwrap_or(high_watermark);
+        if offset > high_watermark {
+            let message = format!("offset {offset} of partition {id}: stored are {log_start} to {high_watermark}");
+            self.fail(origin, Failure::new(ErrorCode::OffsetOutOfRange, message));
+            return Ok(());
+        }
+        if offset <= log_start {
+            self.reply(origin, Reply::LogStart { offset: log_start });
+            return Ok(());
+        }
+        // One that is on its way may go further.
+        let offset = offset.max(partition.log_start_logged);
+        let record = StateRecord::LogStart { partition: id.0, offset: offset.0 };
+        match self.log_state(&record, Some(Deferred::DeletedBefore { origin, partition: id, offset }), now) {
+            Ok(_) => {
+                if let Some(partition) = self.partitions.get_mut(id) {
+                    partition.log_start_logged = offset;
+                }
+                Ok(())
+            }
+            Err(error) => self.append_failed(origin, error),
         }
     }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ringmain_wire::control::{AlterTopic, CreateTopic, PartitionPlace, TopicConfig, TopicInfo};
+use ringmain_wire::control::{AlterTopic, Cleanup, CreateTopic, NoteChange, PartitionPlace, TopicConfig, TopicInfo, TopicNote};
 use ringmain_wire::murmur2::murmur2;
 use ringmain_wire::{ErrorCode, MAX_MESSAGE_BYTES_LIMIT, PartitionId, ShardId, TopicId, frame};
 use rkyv::{Archive, Deserialize, Serialize};
@@ -20,6 +20,9 @@ pub const TOPIC_NAME_MAX_BYTES: usize = 249;
 pub const PARTITIONS_LIMIT: u32 = 100_000;
 /// Smallest `max.message.bytes`: room for a header and one small record.
 pub const MAX_MESSAGE_BYTES_LEAST: u32 = 1024;
+/// Notes that a topic keeps.
+const NOTES_MAX: usize = 64;
+const NOTE_VALUE_MAX_BYTES: usize = 1024;
 /// Slots onto which groups and transactional ids hash.
 pub const SLOT_COUNT: usize = 64;
 
@@ -160,6 +163,9 @@ impl Catalog {
             retention_ms: alter.retention_ms.unwrap_or(old.retention_ms),
             retention_bytes: alter.retention_bytes.unwrap_or(old.retention_bytes),
             max_message_bytes: alter.max_message_bytes.unwrap_or(old.max_message_bytes),
+            cleanup: alter.cleanup.unwrap_or(old.cleanup),
+            append_time: alter.append_time.unwrap_or(old.append_time),
+            notes: changed_notes(&old.notes, &alter.notes),
         };
         check_config(&config)?;
         let count = topic.partitions.len() as u32;
@@ -348,12 +354,27 @@ impl Topic {
 
 /// What a shard needs of a topic's settings.
 pub fn partition_config(config: &TopicConfig) -> PartitionConfig {
+    // The last record of a key must stay however old it is, and nobody knows yet which one that is.
+    let deletes = config.cleanup == Cleanup::Delete;
     PartitionConfig {
         durability: config.durability,
-        retention_ms: config.retention_ms,
-        retention_bytes: config.retention_bytes,
+        retention_ms: config.retention_ms.filter(|_| deletes),
+        retention_bytes: config.retention_bytes.filter(|_| deletes),
         max_message_bytes: config.max_message_bytes,
+        append_time: config.append_time,
     }
+}
+
+/// Notes in order of name.
+fn changed_notes(old: &[TopicNote], changes: &[NoteChange]) -> Vec<TopicNote> {
+    let mut notes: BTreeMap<&str, &str> = old.iter().map(|note| (note.name.as_str(), note.value.as_str())).collect();
+    for change in changes {
+        match &change.value {
+            Some(value) => notes.insert(&change.name, value),
+            None => notes.remove(change.name.as_str()),
+        };
+    }
+    notes.into_iter().map(|(name, value)| TopicNote { name: name.into(), value: value.into() }).collect()
 }
 
 fn unknown_topic(name: &str) -> Failure {
@@ -388,6 +409,14 @@ fn check_config(config: &TopicConfig) -> Result<(), Failure> {
     let bytes = config.max_message_bytes;
     if !(MAX_MESSAGE_BYTES_LEAST..=MAX_MESSAGE_BYTES_LIMIT).contains(&bytes) {
         let message = format!("max.message.bytes {bytes}; allowed are {MAX_MESSAGE_BYTES_LEAST} to {MAX_MESSAGE_BYTES_LIMIT}");
+        return Err(Failure::new(ErrorCode::InvalidArgument, message));
+    }
+    if config.notes.len() > NOTES_MAX {
+        return Err(Failure::new(ErrorCode::InvalidArgument, format!("{} notes; a topic keeps {NOTES_MAX}", config.notes.len())));
+    }
+    let is_too_long = |note: &&TopicNote| note.name.len() > TOPIC_NAME_MAX_BYTES || note.value.len() > NOTE_VALUE_MAX_BYTES;
+    if let Some(note) = config.notes.iter().find(is_too_long) {
+        let message = format!("{}: {} bytes; {NOTE_VALUE_MAX_BYTES} are kept", shown(&note.name), note.value.len());
         return Err(Failure::new(ErrorCode::InvalidArgument, message));
     }
     debug_assert!(MAX_MESSAGE_BYTES_LEAST as usize > frame::HEADER_BYTES);

@@ -187,6 +187,11 @@ impl std::error::Error for OpenError {}
 /// What happens once a state record is durable.
 #[derive(Debug)]
 enum Deferred {
+    DeletedBefore {
+        origin: Origin,
+        partition: PartitionId,
+        offset: Offset,
+    },
     Reserved {
         partition: PartitionId,
         end: Offset,
@@ -398,6 +403,7 @@ impl Shard {
                 self.fetch_request(origin, *fetch, now);
                 Ok(())
             }
+            Request::DeleteBefore { partition, before } => self.delete_before(origin, *partition, *before, now),
             Request::Watch(watch) => {
                 self.watch(origin, watch, now);
                 Ok(())
@@ -644,6 +650,13 @@ impl Shard {
                 }
             }
             Deferred::LogStart { partition, offset } => self.cut(partition, offset, now),
+            Deferred::DeletedBefore { origin, partition, offset } => {
+                self.cut(partition, offset, now);
+                match self.partitions.get(partition).map(|partition| partition.log_start) {
+                    Some(offset) => self.reply(origin, Reply::LogStart { offset }),
+                    None => self.fail(origin, ErrorCode::UnknownPartition.into()),
+                }
+            }
             Deferred::Commit(commit) => self.commit_durable(sequence, *commit),
             Deferred::Answer { origin, answer } => self.reply(origin, *answer),
             Deferred::Group { ticket } => {
@@ -675,6 +688,7 @@ impl Shard {
                 Deferred::Commit(commit) => lost.push(commit.origin),
                 Deferred::Answer { origin, .. }
                 | Deferred::Catalog { origin, .. }
+                | Deferred::DeletedBefore { origin, .. }
                 | Deferred::Marker { origin, .. }
                 | Deferred::Transaction { step: Step::Init { origin } | Step::Join { origin }, .. } => lost.push(origin),
                 Deferred::Transaction { step: Step::Decide, .. }

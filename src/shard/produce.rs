@@ -1,7 +1,7 @@
 //! Appending a batch: look up, judge, append, remember who waits for which commit group.
 
 use ringmain_wire::control::Durability;
-use ringmain_wire::frame::flags;
+use ringmain_wire::frame::{KAFKA_CHECKED_FROM, flags};
 use ringmain_wire::{ErrorCode, Format, Frame, Offset, PartitionId, ProducerId};
 
 use super::participant::Admission;
@@ -85,6 +85,14 @@ impl Shard {
                     return Ok(());
                 }
             }
+        }
+        if self.partitions.get(id).is_some_and(|partition| partition.config.append_time)
+            && let Some(body) = stamped_batch(frame, now.wall_ms)
+        {
+            let mut header = frame.header;
+            let crc = crc32c::crc32c(&body[KAFKA_CHECKED_FROM..]);
+            header.producer.seal_kafka(&body, crc);
+            return self.append(origin, id, &Frame::of_parts(header, &body), idempotent, now);
         }
         self.append(origin, id, frame, idempotent, now)
     }
@@ -210,3 +218,25 @@ impl Shard {
         }
     }
 }
+
+/// A copy of a record batch that says when it was appended, with its own checksum made anew: the only batches whose bytes
+/// the broker changes. `None` = its protocol has no such field.
+fn stamped_batch(frame: &Frame<'_>, now_ms: i64) -> Option<Vec<u8>> {
+    if frame.header.producer.format != Format::Kafka as u8 || frame.body().len() < KAFKA_LEAST_BYTES {
+        return None;
+    }
+    let mut body = frame.body().to_vec();
+    body[KAFKA_ATTRIBUTES_AT + 1] |= KAFKA_APPEND_TIME;
+    body[KAFKA_MAX_TIMESTAMP_AT..KAFKA_MAX_TIMESTAMP_AT + 8].copy_from_slice(&now_ms.to_be_bytes());
+    let crc = crc32c::crc32c(&body[KAFKA_CHECKED_FROM..]);
+    body[KAFKA_CRC_AT..KAFKA_CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
+    Some(body)
+}
+
+/// Fields of a record batch of format [`Format::Kafka`] that depend on when it was appended.
+const KAFKA_CRC_AT: usize = 17;
+const KAFKA_ATTRIBUTES_AT: usize = 21;
+const KAFKA_MAX_TIMESTAMP_AT: usize = 35;
+const KAFKA_LEAST_BYTES: usize = 61;
+/// In the low byte of the attributes.
+const KAFKA_APPEND_TIME: u8 = 0x08;

@@ -21,6 +21,7 @@ const UNTIL_CATALOG: PartitionConfig = PartitionConfig {
     retention_ms: None,
     retention_bytes: None,
     max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
+    append_time: false,
 };
 const _: () = assert!(DEFAULT_MAX_MESSAGE_BYTES <= MAX_MESSAGE_BYTES_LIMIT);
 

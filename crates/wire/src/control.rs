@@ -273,6 +273,27 @@ open! {
         retention_bytes: Option<u64>,
         /// Largest frame, header included.
         max_message_bytes: u32,
+        /// What is to become of old records.
+        cleanup: Cleanup,
+        /// A record's time is that of its appending, whatever its producer says. Only where the producer's protocol allows
+        /// that to be changed.
+        append_time: bool,
+        /// Settings that have no effect here: kept for clients of other brokers, in order of name.
+        notes: Vec<TopicNote>,
+    }
+    /// A setting that is kept and given back.
+    TopicNote {
+        /// At most 249 bytes.
+        name: String,
+        /// At most 1,024 bytes.
+        value: String,
+    }
+    /// Sets a note, or takes it away.
+    NoteChange {
+        /// Which.
+        name: String,
+        /// `None` = away.
+        value: Option<String>,
     }
     /// Creates a topic.
     CreateTopic {
@@ -297,6 +318,12 @@ open! {
         retention_bytes: Option<Option<u64>>,
         /// New limit.
         max_message_bytes: Option<u32>,
+        /// New rule.
+        cleanup: Option<Cleanup>,
+        /// From now on.
+        append_time: Option<bool>,
+        /// Notes that change.
+        notes: Vec<NoteChange>,
     }
     /// Names a topic.
     TopicName {
@@ -419,6 +446,46 @@ pub enum Durability {
     Memory = 2,
 }
 
+/// What is to become of a topic's old records.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[repr(u8)]
+pub enum Cleanup {
+    /// Retention by time and size.
+    #[default]
+    Delete = 0,
+    /// The last record of every key is to stay. Until brokers can do that every record stays.
+    Compact = 1,
+    /// Both.
+    CompactAndDelete = 2,
+}
+
+impl std::fmt::Display for Cleanup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Cleanup::Delete => "delete",
+            Cleanup::Compact => "compact",
+            Cleanup::CompactAndDelete => "compact,delete",
+        })
+    }
+}
+
+impl AlterTopic {
+    /// Changes nothing yet.
+    pub fn nothing(name: impl Into<String>) -> AlterTopic {
+        AlterTopic {
+            name: name.into(),
+            partition_count: None,
+            durability: None,
+            retention_ms: None,
+            retention_bytes: None,
+            max_message_bytes: None,
+            cleanup: None,
+            append_time: None,
+            notes: Vec::new(),
+        }
+    }
+}
+
 impl std::fmt::Display for Durability {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -448,6 +515,9 @@ impl Default for TopicConfig {
             retention_ms: None,
             retention_bytes: None,
             max_message_bytes: crate::DEFAULT_MAX_MESSAGE_BYTES,
+            cleanup: Cleanup::Delete,
+            append_time: false,
+            notes: Vec::new(),
         }
     }
 }

@@ -411,7 +411,13 @@ pub fn seal(bytes: &mut [u8], format: Format, record_count: u32, identity: Ident
     };
     let broker = BrokerHalf { magic: MAGIC, len: bytes.len() as u32, base_offset: 0, append_time_ms: 0, epoch: 0, header_crc: 0 };
     bytes[..HEADER_BYTES].copy_from_slice(&fixed_bytes::<HEADER_BYTES, _>(&FrameHeader { broker, producer }));
-    let crc = crc32c::crc32c(&bytes[BODY_CRC_FROM..]);
+    let crc = match bytes[HEADER_BYTES..].split_at_checked(STAMPED_BYTES) {
+        Some((_, rest)) if format == Format::Kafka => {
+            let head = crc32c::crc32c(&bytes[BODY_CRC_FROM..HEADER_BYTES]);
+            crc32c::crc32c_append(crc32c::crc32c_append(head, &[0; STAMPED_BYTES]), rest)
+        }
+        _ => crc32c::crc32c(&bytes[BODY_CRC_FROM..]),
+    };
     bytes[HALF_BYTES..BODY_CRC_FROM].copy_from_slice(&crc.to_le_bytes());
 }
 

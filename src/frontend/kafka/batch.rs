@@ -10,7 +10,7 @@
 use ringmain_wire::frame::{self, KAFKA_CHECKED_FROM};
 use ringmain_wire::{BrokerHalf, Format, Frame, FrameHeader, PartitionId, ProducerHalf, ProducerId};
 
-use super::errors;
+use super::errors::{self, Refused};
 
 /// Bytes before the records.
 pub const HEADER_BYTES: usize = 61;
@@ -96,17 +96,8 @@ impl BatchHeader {
     }
 }
 
-/// Why a batch isn't taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// Kafka's number.
-    pub code: i16,
-    /// What came, and what was expected.
-    pub message: String,
-}
-
 fn refused<T>(code: i16, message: impl Into<String>) -> Result<T, Refused> {
-    Err(Refused { code, message: message.into() })
+    Err(Refused::new(code, message))
 }
 
 /// Checks what a client wants stored in a partition, and frames it: `records` is one batch, whole.

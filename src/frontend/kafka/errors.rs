@@ -61,6 +61,31 @@ pub const REQUEST_TIMED_OUT: i16 = 7;
 pub const COORDINATOR_LOAD_IN_PROGRESS: i16 = 14;
 pub const COORDINATOR_NOT_AVAILABLE: i16 = 15;
 
+pub const UNSUPPORTED_ENDPOINT_TYPE: i16 = 115;
+pub const MISMATCHED_ENDPOINT_TYPE: i16 = 114;
+
+/// Why something that a client wants isn't done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Kafka's number.
+    pub code: i16,
+    /// What came, and what was expected.
+    pub message: String,
+}
+
+impl Refused {
+    /// An error with a text of its own.
+    pub fn new(code: i16, message: impl Into<String>) -> Refused {
+        Refused { code, message: message.into() }
+    }
+
+    /// A shard's answer.
+    pub fn of(failure: &Failure) -> Refused {
+        let message = if failure.message.is_empty() { failure.code.text().to_owned() } else { failure.message.clone() };
+        Refused { code: code(failure), message }
+    }
+}
+
 /// Kafka's number for a failure.
 ///
 /// What passes by itself gets a number that all clients retry; what the client must change gets its own.

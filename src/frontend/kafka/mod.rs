@@ -18,6 +18,7 @@ mod errors;
 mod records;
 #[cfg(test)]
 mod tests;
+mod topic_config;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -43,7 +44,7 @@ const PART_BITS: u32 = 32;
 const ASIDE: u32 = 1 << 31;
 
 /// What every Kafka connection of a broker is told and held to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct KafkaConfig {
     /// Identifies the data directory.
     pub cluster_id: u64,
@@ -53,6 +54,10 @@ pub struct KafkaConfig {
     pub nodes: Vec<Node>,
     /// By shard: leader epoch of its partitions, for this run of the broker.
     pub epochs: Vec<u32>,
+    /// Which of the nodes connections of this kind have come to.
+    pub node: i32,
+    /// As clients are told.
+    pub data_dir: String,
     /// A topic that a client names in Metadata and that doesn't exist is made.
     pub creates_topics: bool,
     /// Partitions of a topic whose maker doesn't say.

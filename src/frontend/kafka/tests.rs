@@ -1,5 +1,6 @@
 //! Bytes in, requests and bytes out; no socket, no shard. Requests are encoded and responses decoded by another implementation.
 
+mod admin;
 mod data;
 
 use bytes::Bytes;
@@ -24,6 +25,8 @@ pub(super) fn config() -> KafkaConfig {
         max_request_bytes: LIMIT_BYTES,
         nodes: vec![Node { host: Some("one".into()), port: 9092 }, Node { host: None, port: 19093 }],
         epochs: vec![3, 4],
+        node: 0,
+        data_dir: "/data".into(),
         creates_topics: true,
         default_partitions: 2,
     }

@@ -44,6 +44,7 @@ pub fn reply(op: u16, correlation: u64, reply: Reply, moved: bool, out: &mut Out
         Reply::Failed(failure) => error(op, reply_flags, correlation, &failure, out),
         // Parts of other answers, or answers to what this door doesn't ask.
         Reply::Watched { .. }
+        | Reply::LogStart { .. }
         | Reply::PartitionStates(_)
         | Reply::ShardStats(_)
         | Reply::Group(_)

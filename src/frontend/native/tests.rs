@@ -122,14 +122,7 @@ fn every_request() -> Vec<(Op, Vec<u8>)> {
         reserved2: 0,
     };
     let list = ListOffsets { version: CONTROL_VERSION, reserved: 0, partition: 3, timestamp_ms: -2 };
-    let alter = AlterTopic {
-        name: "t".into(),
-        partition_count: None,
-        durability: None,
-        retention_ms: Some(None),
-        retention_bytes: None,
-        max_message_bytes: None,
-    };
+    let alter = AlterTopic { retention_ms: Some(None), ..AlterTopic::nothing("t") };
     vec![
         (Op::Produce, batch(2)),
         (Op::Fetch, fetch.to_bytes().to_vec()),

@@ -78,7 +78,10 @@ impl Call for Metadata {
             None => catalog.topics().map(|topic| found(topic, version, config)).collect(),
             Some(wanted) => wanted.iter().map(|wanted| answer(wanted, version, context)).collect(),
         };
-        let mut response = MetadataResponse::default().with_controller_id(BrokerId(0)).with_brokers(nodes(context)).with_topics(topics);
+        let nodes = context.nodes().map(|(id, host, port)| {
+            MetadataResponseBroker::default().with_node_id(BrokerId(id)).with_host(text(host)).with_port(i32::from(port))
+        });
+        let mut response = MetadataResponse::default().with_controller_id(BrokerId(0)).with_brokers(nodes.collect()).with_topics(topics);
         if version >= 2 {
             response.cluster_id = Some(text(cluster_id(config)));
         }
@@ -123,15 +126,6 @@ fn found(topic: &Topic, version: i16, config: &KafkaConfig) -> MetadataResponseT
     let answer =
         MetadataResponseTopic::default().with_name(Some(TopicName(text(topic.name.to_string())))).with_partitions(partitions.collect());
     if version >= 10 { answer.with_topic_id(topic_uuid(topic.topic.0, config)) } else { answer }
-}
-
-/// Every address that clients are told.
-fn nodes(context: &Context<'_>) -> Vec<MetadataResponseBroker> {
-    let nodes = context.config.nodes.iter().zip(0..).map(|(node, id)| {
-        let host = node.host.clone().unwrap_or_else(|| context.local.to_string());
-        MetadataResponseBroker::default().with_node_id(BrokerId(id)).with_host(text(host)).with_port(i32::from(node.port))
-    });
-    nodes.collect()
 }
 
 /// As clients see the data directory's number.

@@ -1,11 +1,21 @@
 //! One file per API: what the client wants → requests to shards → what the client is told.
 
+mod alter_configs;
 mod api_versions;
+mod configs;
+mod create_partitions;
+mod create_topics;
+mod delete_records;
+mod delete_topics;
+mod describe_cluster;
+mod describe_configs;
+mod describe_log_dirs;
 mod fetch;
 mod init_producer_id;
 mod list_offsets;
 mod metadata;
 mod produce;
+mod sasl;
 
 use std::net::IpAddr;
 
@@ -42,8 +52,19 @@ pub const SERVED: &[Served] = &[
     served(ApiKey::Fetch, 4, 12),
     served(ApiKey::ListOffsets, 1, 7),
     served(ApiKey::Metadata, 0, 12),
+    served(ApiKey::SaslHandshake, 0, 1),
     served(ApiKey::ApiVersions, 0, 4),
+    served(ApiKey::CreateTopics, 2, 7),
+    served(ApiKey::DeleteTopics, 1, 5),
+    served(ApiKey::DeleteRecords, 0, 2),
     served(ApiKey::InitProducerId, 0, 4),
+    served(ApiKey::DescribeConfigs, 1, 4),
+    served(ApiKey::AlterConfigs, 0, 2),
+    served(ApiKey::DescribeLogDirs, 1, 4),
+    served(ApiKey::SaslAuthenticate, 0, 2),
+    served(ApiKey::CreatePartitions, 0, 3),
+    served(ApiKey::IncrementalAlterConfigs, 0, 1),
+    served(ApiKey::DescribeCluster, 0, 2),
 ];
 
 /// A request of a client, from its decoding to its response.
@@ -93,6 +114,12 @@ impl<'a> Context<'a> {
         Context { config, view, local, asks: Vec::new() }
     }
 
+    /// Every address that clients are told: node, host, port.
+    pub fn nodes(&self) -> impl Iterator<Item = (i32, String, u16)> {
+        let host = |node: &super::Node| node.host.clone().unwrap_or_else(|| self.local.to_string());
+        self.config.nodes.iter().zip(0..).map(move |(node, id)| (id, host(node), node.port))
+    }
+
     /// Asks a shard or the router; the answer comes with the same number.
     pub fn ask(&mut self, part: u32, request: OwnedRequest) {
         debug_assert!(part & ASIDE == 0);
@@ -139,6 +166,23 @@ pub fn open(header: &RequestHeader<'_>, body: &[u8], context: &Context<'_>) -> R
         ApiKey::Fetch => Box::new(fetch::Fetch::open(&decode(body, version)?, context)),
         ApiKey::ListOffsets => Box::new(list_offsets::ListOffsets::open(&decode(body, version)?, version, context)),
         ApiKey::InitProducerId => Box::new(init_producer_id::InitProducerId::open(&decode(body, version)?)),
+        ApiKey::CreateTopics => Box::new(create_topics::CreateTopics::open(&decode(body, version)?, context)),
+        ApiKey::DeleteTopics => Box::new(delete_topics::DeleteTopics::open(&decode(body, version)?)),
+        ApiKey::DeleteRecords => Box::new(delete_records::DeleteRecords::open(&decode(body, version)?, context)),
+        ApiKey::CreatePartitions => Box::new(create_partitions::CreatePartitions::open(&decode(body, version)?, context)),
+        ApiKey::DescribeConfigs => Box::new(describe_configs::DescribeConfigs::open(&decode(body, version)?)),
+        ApiKey::AlterConfigs => Box::new(alter_configs::AlterConfigs::all(&decode(body, version)?)),
+        ApiKey::IncrementalAlterConfigs => Box::new(alter_configs::AlterConfigs::incremental(&decode(body, version)?)),
+        ApiKey::DescribeCluster => Box::new(describe_cluster::DescribeCluster::open(&decode(body, version)?)),
+        ApiKey::DescribeLogDirs => Box::new(describe_log_dirs::DescribeLogDirs::open(&decode(body, version)?)),
+        ApiKey::SaslHandshake => {
+            let _: super::decode::SaslHandshakeRequest<'_> = decode(body, version)?;
+            Box::new(sasl::SaslHandshake)
+        }
+        ApiKey::SaslAuthenticate => {
+            let _: super::decode::SaslAuthenticateRequest<'_> = decode(body, version)?;
+            Box::new(sasl::SaslAuthenticate)
+        }
         ApiKey::Metadata => Box::new(metadata::Metadata::open(&decode(body, version)?, version, context)),
         _ => return Err(format!("API {number} is not served")),
     };

@@ -7,9 +7,9 @@ use kafka_protocol::messages::produce_response::{PartitionProduceResponse, Topic
 use kafka_protocol::messages::{ProduceResponse, TopicName};
 
 use super::{Call, Context, encode, text};
-use crate::frontend::kafka::batch::{self, Refused};
+use crate::frontend::kafka::batch;
 use crate::frontend::kafka::decode::{HEAP_MAX_BYTES, ProduceStep, ProduceWalk};
-use crate::frontend::kafka::errors;
+use crate::frontend::kafka::errors::{self, Refused};
 use crate::request::{Reply, Request};
 
 /// The call.
