@@ -26,6 +26,8 @@ pub fn run(input: &[u8]) {
         max_request_bytes: 1 << 20,
         nodes: vec![Node { host: None, port: 9092 }, Node { host: None, port: 19093 }],
         epochs: vec![1, 2],
+        node: 0,
+        data_dir: "/data".into(),
         creates_topics: true,
         default_partitions: 1,
     };

@@ -109,19 +109,10 @@ impl Broker {
     /// Starts it and doesn't wait.
     pub fn launch(&mut self) -> std::sync::mpsc::Receiver<Ready> {
         assert!(self.child.is_none(), "the broker is running");
-        let [native, kafka] = [self.start.native, self.start.kafka].map(|door| door.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))).to_string());
+        let [native, kafka] =
+            [self.start.native, self.start.kafka].map(|door| door.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))).to_string());
         let mut command = if self.start.without_io_uring { crate::roundtrip::trampoline() } else { Command::new(PROGRAM) };
-        command.args([
-            "serve",
-            "--exit-with-parent",
-            "--admin",
-            "127.0.0.1:0",
-            "--kafka",
-            &kafka,
-            "--native",
-            &native,
-            "--data",
-        ]);
+        command.args(["serve", "--exit-with-parent", "--admin", "127.0.0.1:0", "--kafka", &kafka, "--native", &native, "--data"]);
         command.arg(self.data()).args(&self.start.arguments);
         if !self.start.arguments.iter().any(|a| a == "--memory") {
             command.args(["--memory", "256M"]);

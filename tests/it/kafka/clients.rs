@@ -54,7 +54,13 @@ impl Clients {
     pub fn java(&self, class: &str) -> Command {
         let mut command = Command::new("java");
         // Short lives: no second compiler, no parallel collector.
-        command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx256m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error"]);
+        command.args([
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
+            "-Xshare:auto",
+            "-Xmx256m",
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=error",
+        ]);
         command.arg("-cp").arg(format!("{0}/java/*:{0}/java", self.directory.display())).arg(class);
         command
     }

@@ -194,7 +194,8 @@ fn sealed(mut batch: Vec<u8>) -> Vec<u8> {
 fn produce(peer: &mut Peer, records: Option<Vec<u8>>) -> (i16, i64) {
     use k::produce_request::{PartitionProduceData, TopicProduceData};
     let partition = PartitionProduceData::default().with_index(0).with_records(records.map(Into::into));
-    let topic = TopicProduceData::default().with_name(k::TopicName(StrBytes::from_static_str("hostile"))).with_partition_data(vec![partition]);
+    let topic =
+        TopicProduceData::default().with_name(k::TopicName(StrBytes::from_static_str("hostile"))).with_partition_data(vec![partition]);
     let request = k::ProduceRequest::default().with_acks(-1).with_timeout_ms(1000).with_topic_data(vec![topic]);
     peer.send(&message(k::ApiKey::Produce, 7, &request));
     peer.0.set_read_timeout(Some(PATIENCE)).unwrap();
