@@ -9,6 +9,7 @@ pub mod kafka;
 pub mod native;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 
 use crate::request::{FetchData, Now, Reply, Request};
 use crate::router::letter::OwnedRequest;
@@ -21,6 +22,15 @@ pub struct View<'a> {
     pub now: Now,
     /// This core's copy.
     pub catalog: &'a Catalog,
+}
+
+/// The addresses of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// At which the peer has reached this broker.
+    pub local: IpAddr,
+    /// The peer's.
+    pub peer: IpAddr,
 }
 
 /// What a session made of its input.
