@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use ringmain::frontend::kafka::{KafkaConfig, KafkaSession, Node};
-use ringmain::frontend::{Outbox, Received, Session, View};
+use ringmain::frontend::{Ends, Outbox, Received, Session, View};
 use ringmain::request::{Failure, Now, Reply};
 use ringmain::shard::Catalog;
 use ringmain::shard::catalog::CatalogLimits;
@@ -31,7 +31,7 @@ pub fn run(input: &[u8]) {
         creates_topics: true,
         default_partitions: 1,
     };
-    let mut session = KafkaSession::new(Rc::new(config), IpAddr::from([127, 0, 0, 1]));
+    let mut session = KafkaSession::new(Rc::new(config), Ends { local: IpAddr::from([127, 0, 0, 1]), peer: IpAddr::from([127, 0, 0, 1]) });
     let (mut out, mut pending, mut at, mut answers) = (Outbox::default(), Vec::new(), 0, 0u16);
     // Each step takes bytes or answers something, so there can't be many.
     for step in 0..100_000u64 {
