@@ -18,7 +18,7 @@ const MAX_REQUEST_BYTES: u32 = 64 << 10;
 
 macro_rules! view {
     () => {
-        &View { now: Now::default(), catalog: &Catalog::default() }
+        &View { now: Now::default(), catalog: &Catalog::default(), memory_bytes: usize::MAX }
     };
 }
 
@@ -119,7 +119,7 @@ fn every_request() -> Vec<(Op, Vec<u8>)> {
         min_bytes: 1,
         max_bytes: 2,
         max_wait_ms: 4,
-        reserved2: 0,
+        flags: 0,
     };
     let list = ListOffsets { version: CONTROL_VERSION, reserved: 0, partition: 3, timestamp_ms: -2 };
     let alter = AlterTopic { retention_ms: Some(None), ..AlterTopic::nothing("t") };
