@@ -19,8 +19,9 @@ use crate::request::transaction::{
 };
 use crate::request::{Failure, Now, Origin, Reply, Request};
 
-/// Batches that wait for a coordinator's word, over all partitions; more get `Overloaded` …
-const PARKED_MAX: usize = 1024;
+/// Batches that wait for a coordinator's word, over all partitions; more get `Overloaded`. Few: some of them came from
+/// other cores and hold slots of mailboxes that the question needs, too …
+const PARKED_MAX: usize = 128;
 /// … and so do more bytes of them.
 const PARKED_BYTES_MAX: usize = 16 << 20;
 /// A confirmed batch for which the log had no room is tried again after this time.

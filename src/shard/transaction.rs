@@ -40,7 +40,7 @@ const EPOCH_LAST: u16 = i16::MAX as u16;
 /// An id that nobody uses for so long is forgotten.
 const EXPIRES_AFTER_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 /// Questions to other shards that clients wait for; more get `Overloaded`.
-const ASKS_MAX: usize = 4096;
+const ASKS_MAX: usize = 512;
 /// Participants being told at a time; the others follow as answers come.
 const TOLD_AT_ONCE: usize = 256;
 /// A participant that couldn't be told is told again after this time.

@@ -2,6 +2,7 @@
 
 mod admin;
 mod data;
+mod transactions;
 
 use bytes::Bytes;
 use kafka_protocol::messages::{

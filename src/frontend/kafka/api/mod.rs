@@ -1,5 +1,7 @@
 //! One file per API: what the client wants → requests to shards → what the client is told.
 
+mod add_offsets_to_txn;
+mod add_partitions_to_txn;
 mod alter_configs;
 mod api_versions;
 mod configs;
@@ -10,12 +12,18 @@ mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
 mod describe_log_dirs;
+mod describe_producers;
+mod describe_transactions;
+mod end_txn;
 mod fetch;
 mod init_producer_id;
 mod list_offsets;
+mod list_transactions;
 mod metadata;
 mod produce;
 mod sasl;
+mod transaction;
+mod txn_offset_commit;
 
 use std::net::IpAddr;
 
@@ -58,6 +66,13 @@ pub const SERVED: &[Served] = &[
     served(ApiKey::DeleteTopics, 1, 5),
     served(ApiKey::DeleteRecords, 0, 2),
     served(ApiKey::InitProducerId, 0, 4),
+    served(ApiKey::AddPartitionsToTxn, 0, 3),
+    served(ApiKey::AddOffsetsToTxn, 0, 3),
+    served(ApiKey::EndTxn, 0, 3),
+    served(ApiKey::TxnOffsetCommit, 0, 3),
+    served(ApiKey::DescribeProducers, 0, 0),
+    served(ApiKey::DescribeTransactions, 0, 0),
+    served(ApiKey::ListTransactions, 0, 1),
     served(ApiKey::DescribeConfigs, 1, 4),
     served(ApiKey::AlterConfigs, 0, 2),
     served(ApiKey::DescribeLogDirs, 1, 4),
@@ -165,7 +180,14 @@ pub fn open(header: &RequestHeader<'_>, body: &[u8], context: &Context<'_>) -> R
         ApiKey::Produce => Box::new(produce::Produce::open(body, version)?),
         ApiKey::Fetch => Box::new(fetch::Fetch::open(&decode(body, version)?, context)),
         ApiKey::ListOffsets => Box::new(list_offsets::ListOffsets::open(&decode(body, version)?, version, context)),
-        ApiKey::InitProducerId => Box::new(init_producer_id::InitProducerId::open(&decode(body, version)?)),
+        ApiKey::InitProducerId => Box::new(init_producer_id::InitProducerId::open(&decode(body, version)?, version)),
+        ApiKey::AddPartitionsToTxn => Box::new(add_partitions_to_txn::AddPartitionsToTxn::open(&decode(body, version)?, version, context)),
+        ApiKey::AddOffsetsToTxn => Box::new(add_offsets_to_txn::AddOffsetsToTxn::open(&decode(body, version)?, version)),
+        ApiKey::EndTxn => Box::new(end_txn::EndTxn::open(&decode(body, version)?, version)),
+        ApiKey::TxnOffsetCommit => Box::new(txn_offset_commit::TxnOffsetCommit::open(&decode(body, version)?, context)),
+        ApiKey::DescribeProducers => Box::new(describe_producers::DescribeProducers::open(&decode(body, version)?, context)),
+        ApiKey::DescribeTransactions => Box::new(describe_transactions::DescribeTransactions::open(&decode(body, version)?)),
+        ApiKey::ListTransactions => Box::new(list_transactions::ListTransactions::open(&decode(body, version)?)),
         ApiKey::CreateTopics => Box::new(create_topics::CreateTopics::open(&decode(body, version)?, context)),
         ApiKey::DeleteTopics => Box::new(delete_topics::DeleteTopics::open(&decode(body, version)?)),
         ApiKey::DeleteRecords => Box::new(delete_records::DeleteRecords::open(&decode(body, version)?, context)),
