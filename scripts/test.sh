@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that CI runs, on a fresh machine too: style, lints, unit tests, simulated crashes, documentation examples, and
-# the real program driven, killed and restarted. About 15 minutes on 2 cores. The last line is cargo's verdict.
+# the real program driven, killed and restarted, also under Kafka's clients (RINGMAIN_SKIP_CLIENTS=1 where there is no network to get
+# them from). About 25 minutes on 2 cores. The last line is cargo's verdict.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,7 +30,13 @@ prepare() {
     uname -sr
 }
 
+clients() {
+    [ -n "${RINGMAIN_SKIP_CLIENTS:-}" ] && { echo "RINGMAIN_SKIP_CLIENTS is set: nothing is tested with Kafka's clients"; return; }
+    tests/clients/install.sh
+}
+
 stage "prepare" prepare
+stage "clients of the field, from public registries" clients
 stage "formatting" cargo fmt --all --check
 stage "lints" cargo clippy --workspace --all-targets --all-features --quiet -- -D warnings
 # Optimised, because simulated lives and loops of crashes are long, with the assertions that a release leaves out.

@@ -692,7 +692,7 @@ impl CoreThread {
                     Door::Native => native_session.clone(),
                     Door::Kafka { node } => {
                         let config = Rc::new(KafkaConfig { node, ..kafka.clone() });
-                        Rc::new(move |local| Box::new(KafkaSession::new(config.clone(), local)))
+                        Rc::new(move |ends| Box::new(KafkaSession::new(config.clone(), ends)))
                     }
                 };
                 runtime::spawn(listener::accept(shared.clone(), listener, session));

@@ -9,8 +9,11 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use clap::Args;
+use ringmain_client::wire::ErrorCode;
 use ringmain_client::wire::record::headers;
-use ringmain_client::{Client, ConsumedRecord, Consumer, ConsumerConfig, RecordBatch, StartFrom};
+use ringmain_client::{
+    CallError, Client, ConsumedRecord, Consumer, ConsumerConfig, GroupConfig, GroupConsumeError, GroupConsumer, RecordBatch, StartFrom,
+};
 use serde_json::{Value, json};
 
 use super::{Format, Target, timestamp};
@@ -24,6 +27,10 @@ pub struct ConsumeArguments {
     /// 2026-11-21T10:00:00Z
     #[arg(long, value_name = "WHERE", default_value = "beginning", value_parser = start)]
     from: StartFrom,
+    /// Read as a member of this consumer group: its members share the partitions, and each message is read on from
+    /// where the group committed, which is done after it was printed. --from is for partitions without a commit
+    #[arg(long, value_name = "GROUP", conflicts_with = "partition")]
+    group: Option<String>,
     /// Stop after so many messages
     #[arg(long, value_name = "N")]
     count: Option<u64>,
@@ -42,6 +49,13 @@ pub struct ConsumeArguments {
 
 pub fn run(arguments: &ConsumeArguments, format: Format) -> Result<ExitCode> {
     let client = arguments.target.client()?;
+    if let Some(group) = &arguments.group {
+        let config = ConsumerConfig { from: arguments.from, ..ConsumerConfig::default() };
+        let consumer = client.group_consumer(&arguments.topic, GroupConfig { group: group.clone(), ..GroupConfig::default() }, config)?;
+        let out = BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout().lock());
+        Sharing { arguments, format, consumer, left: arguments.count.unwrap_or(u64::MAX), out }.run()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let config = ConsumerConfig {
         from: arguments.from,
         partitions: (!arguments.partition.is_empty()).then(|| arguments.partition.clone()),
@@ -53,6 +67,74 @@ pub fn run(arguments: &ConsumeArguments, format: Format) -> Result<ExitCode> {
     let out = BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout().lock());
     Reading { arguments, format, consumer, unread, left: arguments.count.unwrap_or(u64::MAX), out }.run()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// As a member of a group.
+struct Sharing<'a, W: Write> {
+    arguments: &'a ConsumeArguments,
+    format: Format,
+    consumer: GroupConsumer,
+    /// Messages until `--count` is reached.
+    left: u64,
+    out: W,
+}
+
+impl<W: Write> Sharing<'_, W> {
+    fn run(mut self) -> Result<()> {
+        let mut committed_at = Instant::now();
+        while self.left > 0 {
+            match self.consumer.poll(COMMIT_INTERVAL)? {
+                Some(batch) => {
+                    let next = self.print(&batch)?;
+                    if next < batch.next_offset() {
+                        // The rest of the batch is whoever reads next's.
+                        self.consumer.seek(batch.partition_index(), next)?;
+                    }
+                    self.consumer.recycle(batch);
+                }
+                None if self.arguments.exit_at_end && self.consumer.at_end() => break,
+                None => {}
+            }
+            if committed_at.elapsed() >= COMMIT_INTERVAL {
+                self.commit()?;
+                committed_at = Instant::now();
+            }
+        }
+        self.commit()
+    }
+
+    /// The offset to go on at.
+    fn print(&mut self, batch: &RecordBatch) -> io::Result<u64> {
+        for record in batch.records() {
+            if self.left == 0 {
+                return Ok(record.offset);
+            }
+            self.left -= 1;
+            print(self.arguments, self.format, &record, &mut self.out)?;
+        }
+        Ok(batch.next_offset())
+    }
+
+    /// What was printed is done, once whoever reads along has it.
+    fn commit(&mut self) -> Result<()> {
+        self.out.flush()?;
+        match self.consumer.commit() {
+            // The partitions go to others, who print on from the last commit.
+            Err(GroupConsumeError::Group(CallError::Broker(error))) if is_rebalance(error.code) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+}
+
+fn is_rebalance(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::RebalanceInProgress | ErrorCode::IllegalGeneration | ErrorCode::UnknownMember)
+}
+
+fn print(arguments: &ConsumeArguments, format: Format, record: &ConsumedRecord<'_>, out: &mut impl Write) -> io::Result<()> {
+    match format {
+        Format::Text => arguments.print.write(&arguments.topic, record, out),
+        Format::Json => writeln!(out, "{}", to_json(&arguments.topic, record)),
+    }
 }
 
 struct Reading<'a, W: Write> {
@@ -95,10 +177,7 @@ impl<W: Write> Reading<'_, W> {
                 break;
             }
             self.left -= 1;
-            match self.format {
-                Format::Text => self.arguments.print.write(&self.arguments.topic, &record, &mut self.out)?,
-                Format::Json => writeln!(self.out, "{}", to_json(&self.arguments.topic, &record))?,
-            }
+            print(self.arguments, self.format, &record, &mut self.out)?;
         }
         if let Some(unread) = &mut self.unread {
             unread.reached(batch.partition_index(), batch.next_offset());
@@ -270,7 +349,7 @@ fn to_json(topic: &str, record: &ConsumedRecord<'_>) -> Value {
     object
 }
 
-fn start(text: &str) -> Result<StartFrom, String> {
+pub fn start(text: &str) -> Result<StartFrom, String> {
     let mistake = || "choose beginning, end, an offset, @MILLISECONDS or a time as 2026-11-21T10:00:00Z".to_string();
     match text {
         "beginning" => Ok(StartFrom::Beginning),
@@ -285,6 +364,8 @@ fn start(text: &str) -> Result<StartFrom, String> {
 }
 
 const OUTPUT_BUFFER_BYTES: usize = 256 << 10;
+/// A group's position follows what was printed in so much time.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
 /// The longest that `--exit-at-end` takes to notice that nothing is left behind the last message.
 const WAIT: Duration = Duration::from_millis(50);
 /// A broker that restarts is back by then.

@@ -7,6 +7,7 @@ pub mod completions;
 pub mod config;
 pub mod consume;
 pub mod exit;
+pub mod group;
 pub mod health;
 pub mod log;
 mod output;
@@ -40,6 +41,8 @@ pub enum Command {
     Produce(produce::ProduceArguments),
     /// Print the messages of a topic
     Consume(consume::ConsumeArguments),
+    /// List, describe, move and delete consumer groups
+    Group(group::GroupArguments),
     /// Measure: without a mode a tour of about 30 s on a broker of its own
     Bench(Box<bench::BenchArguments>),
     /// What the broker is doing

@@ -9,6 +9,7 @@ pub mod kafka;
 pub mod native;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 
 use crate::request::{FetchData, Fetched, Now, Reply, Request};
 use crate::router::letter::OwnedRequest;
@@ -23,6 +24,15 @@ pub struct View<'a> {
     pub catalog: &'a Catalog,
     /// What is left for answers.
     pub memory_bytes: usize,
+}
+
+/// The addresses of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// At which the peer has reached this broker.
+    pub local: IpAddr,
+    /// The peer's.
+    pub peer: IpAddr,
 }
 
 /// What a session made of its input.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use rustix::net::SocketFlags;
 
 use super::core::Shared;
 use super::runtime::{self, Readiness, Signal};
-use crate::frontend::Session;
+use crate::frontend::{Ends, Session};
 
 /// A start waits so long for a port held by a dying process.
 const PORT_PATIENCE: Duration = Duration::from_secs(10);
@@ -81,7 +81,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Makes the broker's side of a connection, which came to the broker by this address.
-pub type MakeSession = dyn Fn(IpAddr) -> Box<dyn Session>;
+pub type MakeSession = dyn Fn(Ends) -> Box<dyn Session>;
 
 /// Takes connections in until the core stops. `session` makes the broker's side of each.
 pub async fn accept(shared: Rc<Shared>, listener: TcpListener, session: Rc<MakeSession>) {
@@ -132,8 +132,9 @@ fn accept_some(shared: &Rc<Shared>, listener: &TcpListener, session: &MakeSessio
         if socket.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
             let _ = rustix::net::sockopt::set_tcp_congestion(&socket, "reno");
         }
-        let Ok(local) = socket.local_addr() else { continue };
-        if !shared.open(socket, session(local.ip().to_canonical()))? {
+        let (Ok(local), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else { continue };
+        let ends = Ends { local: local.ip().to_canonical(), peer: peer.ip().to_canonical() };
+        if !shared.open(socket, session(ends))? {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the memory budget has no room for another connection"));
         }
     }

@@ -1916,7 +1916,9 @@ fn watch_ends_with_enough_bytes_with_its_time_or_with_the_next() {
 #[test]
 fn records_deleted_by_hand_stay_deleted() {
     let mut rig = Rig::with_topic(Durability::Durable);
-    (0..5).for_each(|_| drop(rig.store(1, &["a", "b"])));
+    for _ in 0..5 {
+        rig.store(1, &["a", "b"]);
+    }
     let delete = |rig: &mut Rig, before: Option<u64>| match rig
         .ask(&Request::DeleteBefore { partition: PartitionId(1), before: before.map(Offset) })
     {

@@ -2,6 +2,8 @@
 
 #[path = "../../fuzz/src/kafka_request.rs"]
 mod kafka_request;
+#[path = "../../fuzz/src/kafka_session.rs"]
+mod kafka_session;
 
 use std::path::Path;
 
@@ -24,4 +26,9 @@ fn replay(target: &str, run: fn(&[u8])) {
 #[test]
 fn kafka_requests() {
     replay("kafka_request", kafka_request::run);
+}
+
+#[test]
+fn kafka_sessions() {
+    replay("kafka_session", kafka_session::run);
 }

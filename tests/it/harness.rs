@@ -55,6 +55,8 @@ pub struct Start {
     pub arguments: Vec<String>,
     /// `None` = port 0.
     pub native: Option<SocketAddr>,
+    /// `None` = port 0.
+    pub kafka: Option<SocketAddr>,
     /// Through the trampoline that forbids io_uring.
     pub without_io_uring: bool,
 }
@@ -78,6 +80,7 @@ pub struct Broker {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ready {
     pub native: SocketAddr,
+    pub kafka: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
     pub io: String,
     pub shards: u16,
@@ -106,19 +109,10 @@ impl Broker {
     /// Starts it and doesn't wait.
     pub fn launch(&mut self) -> std::sync::mpsc::Receiver<Ready> {
         assert!(self.child.is_none(), "the broker is running");
-        let native = self.start.native.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let [native, kafka] =
+            [self.start.native, self.start.kafka].map(|door| door.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))).to_string());
         let mut command = if self.start.without_io_uring { crate::roundtrip::trampoline() } else { Command::new(PROGRAM) };
-        command.args([
-            "serve",
-            "--exit-with-parent",
-            "--admin",
-            "127.0.0.1:0",
-            "--kafka",
-            "127.0.0.1:0",
-            "--native",
-            &native.to_string(),
-            "--data",
-        ]);
+        command.args(["serve", "--exit-with-parent", "--admin", "127.0.0.1:0", "--kafka", &kafka, "--native", &native, "--data"]);
         command.arg(self.data()).args(&self.start.arguments);
         if !self.start.arguments.iter().any(|a| a == "--memory") {
             command.args(["--memory", "256M"]);
@@ -162,6 +156,11 @@ impl Broker {
 
     pub fn address(&self) -> String {
         self.ready().native.to_string()
+    }
+
+    /// Where Kafka's clients begin.
+    pub fn kafka(&self) -> String {
+        self.ready().kafka.expect("the Kafka door is open").to_string()
     }
 
     pub fn pid(&self) -> Pid {
@@ -260,6 +259,7 @@ fn parse_ready(line: &str, after: Duration) -> Option<Ready> {
     let field = |name: &str| fields.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
     Some(Ready {
         native: field("native")?.parse().ok()?,
+        kafka: field("kafka").and_then(|kafka| kafka.parse().ok()),
         admin: field("admin")?.parse().ok(),
         io: field("io")?.into(),
         shards: field("shards")?.parse().ok()?,

@@ -5,6 +5,7 @@ mod cli;
 mod crash;
 mod fuzz_corpus;
 mod harness;
+mod kafka;
 mod native;
 mod roundtrip;
 mod simulation;

@@ -6,6 +6,7 @@ use ringmain_wire::control::{
     AlterTopic, CONTROL_VERSION, CommitOffset, ControlError, CreateTopic, ListOffsets, ListOffsetsReply, MetadataReply, MetadataRequest,
     ProducerGrant, ReadOffset, ReadOffsetReply, StatsReply, StatsRequest, TopicDescription, TopicInfo, TopicName, read_open, write_open,
 };
+use ringmain_wire::group::{GroupAnswer, GroupList, GroupRequest, ListGroups};
 use ringmain_wire::{Op, PartitionId};
 
 use crate::links::LinkConfig;
@@ -71,6 +72,8 @@ open_calls! {
     AlterTopic = AlterTopic, false => TopicInfo;
     StatsRequest = Stats, true => StatsReply;
     ReadOffset = ReadOffset, true => ReadOffsetReply;
+    GroupRequest = Group, false => GroupAnswer;
+    ListGroups = ListGroups, true => GroupList;
 }
 
 impl Call for CommitOffset {

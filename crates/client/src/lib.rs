@@ -43,6 +43,7 @@ pub mod consumer;
 pub mod error;
 #[cfg(test)]
 mod fake;
+pub mod group;
 pub mod links;
 pub mod producer;
 pub mod session;
@@ -51,9 +52,10 @@ pub mod transport;
 pub use admin::{ClientConfig, DEFAULT_PORT};
 pub use consumer::{ConsumedRecord, ConsumerConfig, OutOfRange, Position, RecordBatch, StartFrom};
 pub use error::{BrokerError, CallError, ConnectionError, ConsumeError, DeliveryError, FlushError, ProducerEnd, SendError, SessionError};
+pub use group::GroupConfig;
 pub use links::LinkConfig;
 pub use producer::{Delivery, ProducerConfig, Receipt, Record, Stored};
 /// The bytes that this client and the broker agree on.
 pub use ringmain_wire as wire;
 #[cfg(feature = "blocking")]
-pub use transport::blocking::{Client, Consumer, Producer};
+pub use transport::blocking::{Client, Consumer, GroupConsumeError, GroupConsumer, Producer};

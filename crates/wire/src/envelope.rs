@@ -71,6 +71,10 @@ ops! {
     CommitOffset = 19;
     /// [`crate::control::ReadOffset`] → [`crate::control::ReadOffsetReply`].
     ReadOffset = 20;
+    /// [`crate::group::GroupRequest`] → [`crate::group::GroupAnswer`].
+    Group = 21;
+    /// [`crate::group::ListGroups`] → [`crate::group::GroupList`].
+    ListGroups = 22;
 }
 
 impl Envelope {

@@ -10,6 +10,7 @@
 //! | [`frame`] | the 64-byte header before every batch of records, and its two checksums |
 //! | [`record`] | records inside a native batch |
 //! | [`control`] | requests and replies other than the records themselves |
+//! | [`group`] | consumer groups |
 //! | [`code`] | stable error numbers |
 //! | [`murmur2`] | key → partition, the same as Kafka's default partitioner |
 
@@ -18,6 +19,7 @@ pub mod control;
 pub mod crc;
 pub mod envelope;
 pub mod frame;
+pub mod group;
 pub mod id;
 pub mod marker;
 pub mod murmur2;

@@ -21,12 +21,11 @@ mod tests;
 mod topic_config;
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::rc::Rc;
 
 use kafka_protocol::messages::ApiKey;
 
-use crate::frontend::{Outbox, ProtocolError, Received, Session, View};
+use crate::frontend::{Ends, Outbox, ProtocolError, Received, Session, View};
 use crate::request::{Fetched, Reply};
 use crate::router::letter::OwnedRequest;
 use api::{Call, Context};
@@ -76,8 +75,7 @@ pub struct Node {
 /// One connection of a Kafka client.
 pub struct KafkaSession {
     config: Rc<KafkaConfig>,
-    /// Address at which the client has reached this broker.
-    local: IpAddr,
+    ends: Ends,
     /// Oldest first; at most [`MAX_CALLS`].
     calls: VecDeque<Slot>,
     /// Number of the first call.
@@ -109,11 +107,11 @@ impl Slot {
 }
 
 impl KafkaSession {
-    /// A connection on which nothing has come yet. `local`: the broker's side of it.
-    pub fn new(config: Rc<KafkaConfig>, local: IpAddr) -> KafkaSession {
+    /// A connection on which nothing has come yet.
+    pub fn new(config: Rc<KafkaConfig>, ends: Ends) -> KafkaSession {
         KafkaSession {
             config,
-            local,
+            ends,
             calls: VecDeque::new(),
             first_number: 0,
             open_bytes: None,
@@ -126,7 +124,7 @@ impl KafkaSession {
     /// The next request inside the message at the start of `input`, which belongs to the last call.
     fn go_on<'a>(&mut self, input: &'a [u8], message_bytes: usize, view: &View<'_>, out: &mut Outbox) -> Received<'a> {
         let number = self.first_number + self.calls.len() as u64 - 1;
-        let mut context = Context::new(&self.config, self.local, view);
+        let mut context = Context::new(&self.config, self.ends, view);
         let slot = self.calls.back_mut().expect("an open call is in the queue");
         if let Some((part, request)) = slot.call.next_request(&input[..message_bytes], &mut context) {
             slot.waiting += 1;
@@ -144,7 +142,7 @@ impl KafkaSession {
             let Some(slot) = self.calls.front_mut() else { return };
             if !slot.begun {
                 slot.begun = true;
-                let mut context = Context::new(&self.config, self.local, view);
+                let mut context = Context::new(&self.config, self.ends, view);
                 slot.call.begin(&mut context);
                 let asked = context.asks;
                 slot.take_asks(self.first_number, asked, &mut self.asks);
@@ -160,7 +158,7 @@ impl KafkaSession {
     fn respond(&mut self, view: &View<'_>, out: &mut Outbox) {
         let Some(Slot { correlation, key, version, call, .. }) = self.calls.pop_front() else { return };
         self.first_number += 1;
-        let context = Context::new(&self.config, self.local, view);
+        let context = Context::new(&self.config, self.ends, view);
         let mut bytes = Vec::new();
         bytes.extend_from_slice(&[0; LENGTH_BYTES]);
         bytes.extend_from_slice(&correlation.to_be_bytes());
@@ -202,7 +200,7 @@ impl Session for KafkaSession {
             return Ok(Received::More { needed_bytes: message_bytes });
         };
         let opened = RequestHeader::read(request).map_err(|error| error.to_string()).and_then(|(header, body)| {
-            api::open(&header, body, &Context::new(&self.config, self.local, view)).map(|opened| (header, opened))
+            api::open(&header, body, &Context::new(&self.config, self.ends, view)).map(|opened| (header, opened))
         });
         let (header, opened) = match opened {
             Ok(opened) => opened,
@@ -228,7 +226,7 @@ impl Session for KafkaSession {
 
     fn reply(&mut self, id: u64, reply: Reply, _moved: bool, view: &View<'_>, out: &mut Outbox) {
         let (number, part) = (id >> PART_BITS, id as u32);
-        let mut context = Context::new(&self.config, self.local, view);
+        let mut context = Context::new(&self.config, self.ends, view);
         let Some(slot) = number.checked_sub(self.first_number).and_then(|at| self.calls.get_mut(at as usize)) else { return };
         if part & ASIDE == 0 {
             slot.waiting -= 1;

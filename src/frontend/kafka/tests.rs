@@ -4,6 +4,8 @@ mod admin;
 mod data;
 mod transactions;
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse, RequestHeader, TopicName,
@@ -47,7 +49,7 @@ impl Peer {
     }
 
     pub fn with(config: KafkaConfig) -> Peer {
-        let session = KafkaSession::new(Rc::new(config), IpAddr::from([10, 0, 0, 1]));
+        let session = KafkaSession::new(Rc::new(config), Ends { local: IpAddr::from([10, 0, 0, 1]), peer: IpAddr::from([10, 0, 0, 2]) });
         Peer { session, catalog: Catalog::default(), out: Outbox::default(), now: Now::default() }
     }
 

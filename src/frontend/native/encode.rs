@@ -42,13 +42,16 @@ pub fn reply(op: u16, correlation: u64, reply: Reply, moved: bool, out: &mut Out
         Reply::Description(description) => open(op, reply_flags, correlation, &*description, out),
         Reply::Stats(stats) => open(op, reply_flags, correlation, &*stats, out),
         Reply::Failed(failure) => error(op, reply_flags, correlation, &failure, out),
+        Reply::Group(reply) => match super::group::answer(*reply) {
+            Ok(answer) => open(op, reply_flags, correlation, &answer, out),
+            Err(failure) => error(op, reply_flags, correlation, &failure, out),
+        },
+        Reply::Groups(groups) => open(op, reply_flags, correlation, &super::group::list(groups), out),
         // Parts of other answers, or answers to what this door doesn't ask.
         Reply::Watched { .. }
         | Reply::LogStart { .. }
         | Reply::PartitionStates(_)
         | Reply::ShardStats(_)
-        | Reply::Group(_)
-        | Reply::Groups(_)
         | Reply::Coordinators(_)
         | Reply::Transaction(_)
         | Reply::Transactions(_)

@@ -7,6 +7,7 @@
 //! trusted, framing is lost and the connection closes after an error reply.
 
 mod encode;
+mod group;
 #[cfg(test)]
 mod tests;
 mod transcode;
@@ -15,6 +16,7 @@ use ringmain_wire::control::{
     self, ControlError, CreateTopic, FetchRequest, Hello, HelloReply, ListOffsets, MetadataRequest, StatsRequest,
 };
 use ringmain_wire::envelope::flags;
+use ringmain_wire::group::ListGroups;
 use ringmain_wire::record::{BATCH_PREFIX_BYTES, RECORD_HEADER_BYTES};
 use ringmain_wire::{
     Envelope, ErrorCode, Format, Frame, FrameError, FrameHeader, Offset, Op, PROTOCOL_VERSION, PartitionId, ProducerId, frame,
@@ -267,6 +269,11 @@ fn parse<'a>(envelope: &Envelope, body: &'a [u8]) -> Result<Request<'a>, Failure
         Op::InitProducer => {
             exactly::<0>(body)?;
             Ok(Request::InitProducer)
+        }
+        Op::Group => group::parse(body),
+        Op::ListGroups => {
+            let _: ListGroups = control::read_open(body).map_err(control_failure)?;
+            Ok(Request::ListGroups)
         }
         Op::Hello => Err(Failure::new(ErrorCode::MalformedRequest, "hello was said before on this connection")),
     }

@@ -699,3 +699,259 @@ fn stop_and_fence_tell_whoever_waits() {
     desk.collect();
     assert!(desk.groups.first_change().is_none() && !desk.waits(again));
 }
+
+// ---- whole shards -------------------------------------------------------------------------------------
+
+use std::sync::Arc as Shared;
+
+use ringmain_wire::control::TopicConfig;
+
+use crate::device::sim::{SimDisk, SimOptions};
+use crate::request::group::{Commit, GroupOffset, GroupRequest, NO_GENERATION};
+use crate::request::{Reply, Request};
+use crate::shard::tests::{Rig, shard_config, start};
+
+impl Rig {
+    fn with_groups() -> Rig {
+        let mut config = shard_config();
+        config.groups.initial_rebalance_delay_us = 0;
+        config.groups.round_interval_us = 1_000_000;
+        let mut rig = Rig::open(SimDisk::new(1, SimOptions::default()), config, start());
+        rig.create("t", 4, TopicConfig::default());
+        rig
+    }
+
+    fn group(&mut self, action: GroupAction) -> Answer {
+        match self.ask(&Request::Group(Shared::new(GroupRequest { group: "g".into(), action }))) {
+            Reply::Group(reply) => Ok(*reply),
+            Reply::Failed(failure) => Err(failure),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// One member, stable in generation 1.
+    fn one_member(&mut self) -> String {
+        let Ok(GroupReply::MemberIdRequired { member_id }) = self.group(join("app", "")) else { panic!() };
+        assert_eq!(joined(self.group(join("app", &member_id))).generation, 1);
+        self.group(sync(&member_id, 1, &[(member_id.clone(), vec![9])])).unwrap();
+        member_id
+    }
+
+    fn alive(&mut self, member_id: &str, generation: i32) -> Result<GroupReply, ErrorCode> {
+        self.group(GroupAction::Heartbeat { member: dynamic(member_id), generation }).map_err(|failure| failure.code)
+    }
+
+    fn commit_as(&mut self, member_id: &str, generation: i32, offsets: &[(u32, u64)]) -> Answer {
+        self.group(commit_by(member_id, generation, offsets, None))
+    }
+
+    fn offsets(&mut self, stable: bool) -> (Vec<(u32, u64)>, Vec<u32>) {
+        let Ok(GroupReply::Offsets { offsets, unstable }) = self.group(GroupAction::ReadOffsets { partitions: None, stable }) else {
+            panic!()
+        };
+        let offsets = offsets.into_iter().map(|at| (at.partition.0, at.offset.0)).collect();
+        (offsets, unstable.into_iter().map(|partition| partition.0).collect())
+    }
+}
+
+fn commit_by(member_id: &str, generation: i32, offsets: &[(u32, u64)], transaction: Option<(ProducerId, u16)>) -> GroupAction {
+    let offsets = offsets.iter().map(|(partition, offset)| GroupOffset {
+        partition: PartitionId(*partition),
+        offset: Offset(*offset),
+        leader_epoch: 1,
+        metadata: "note".into(),
+    });
+    GroupAction::Commit(Commit { member: dynamic(member_id), generation, transaction, offsets: offsets.collect() })
+}
+
+#[test]
+fn member_goes_on_after_a_crash_with_a_fresh_session() {
+    let mut rig = Rig::with_groups();
+    let id = rig.one_member();
+    rig.commit_as(&id, 1, &[(1, 5), (2, 6)]).unwrap();
+    rig.pass(9_000_000);
+    for power in [false, true] {
+        rig = if power { rig.power_cut() } else { rig.kill() };
+        rig.pass(9_000_000);
+        rig.turns(1);
+        assert_eq!(rig.alive(&id, 1), Ok(GroupReply::Alive));
+        let Ok(GroupReply::Synced { assignment, .. }) = rig.group(sync(&id, 1, &[])) else { panic!() };
+        assert_eq!(assignment, [9]);
+    }
+    rig.commit_as(&id, 1, &[(1, 7)]).unwrap();
+    assert_eq!(rig.offsets(false).0, [(1, 7), (2, 6)]);
+    rig.pass(10_100_000);
+    rig.turns(2);
+    assert_eq!(rig.alive(&id, 1), Err(ErrorCode::UnknownMember), "its session ends as ever");
+}
+
+#[test]
+fn group_comes_back_from_a_checkpoint_alone() {
+    let mut rig = Rig::with_groups();
+    let id = rig.one_member();
+    rig.commit_as(&id, 1, &[(1, 5)]).unwrap();
+    rig.group(commit_by("", NO_GENERATION, &[(3, 8)], Some((ProducerId(4), 0)))).unwrap();
+    rig.stop();
+    let expected = rig.summary();
+    let mut rig = rig.kill();
+    assert_eq!(rig.summary(), expected);
+    assert_eq!(rig.alive(&id, 1), Ok(GroupReply::Alive));
+    assert_eq!(rig.offsets(true), (vec![(1, 5)], vec![3]));
+}
+
+#[test]
+fn rebalance_that_a_crash_cut_off_goes_on() {
+    let mut rig = Rig::with_groups();
+    let id = rig.one_member();
+    let second = joined_second(&mut rig, &id);
+    // Joined and not divided yet.
+    let mut rig = rig.power_cut();
+    assert_eq!(rig.alive(&id, 2), Ok(GroupReply::Alive));
+    let leader = if rig.shard.groups.groups["g"].leader.as_ref() == id { &id } else { &second };
+    rig.group(sync(leader, 2, &[(id.clone(), vec![1]), (second.clone(), vec![2])])).unwrap();
+    let Ok(GroupReply::Synced { assignment, .. }) = rig.group(sync(&second, 2, &[])) else { panic!() };
+    assert_eq!(assignment, [2]);
+}
+
+/// A second member, in generation 2 with the first.
+fn joined_second(rig: &mut Rig, first: &str) -> String {
+    let Ok(GroupReply::MemberIdRequired { member_id }) = rig.group(join("second", "")) else { panic!() };
+    let request = |id: &str| Request::Group(Shared::new(GroupRequest { group: "g".into(), action: join("", id) }));
+    let sent = rig.send(&request(&member_id));
+    let Reply::Group(reply) = rig.ask(&request(first)) else { panic!() };
+    assert!(matches!(*reply, GroupReply::Joined(_)));
+    let Reply::Group(reply) = rig.answer(sent) else { panic!() };
+    assert!(matches!(*reply, GroupReply::Joined(_)));
+    member_id
+}
+
+#[test]
+fn commits_are_checked_against_member_and_generation() {
+    let mut rig = Rig::with_groups();
+    assert_eq!(code(rig.commit_as("nobody", 1, &[(1, 5)])), ErrorCode::IllegalGeneration, "no such group");
+    rig.commit_as("", NO_GENERATION, &[(1, 5)]).unwrap();
+    let id = rig.one_member();
+    assert_eq!(code(rig.commit_as("", NO_GENERATION, &[(1, 6)])), ErrorCode::UnknownMember);
+    assert_eq!(code(rig.commit_as(&id, 0, &[(1, 6)])), ErrorCode::IllegalGeneration);
+    assert_eq!(code(rig.commit_as("nobody", 1, &[(1, 6)])), ErrorCode::UnknownMember);
+    let Ok(GroupReply::Committed { refused }) = rig.commit_as(&id, 1, &[(1, 6), (99, 1)]) else { panic!() };
+    assert_eq!(refused, [(PartitionId(99), ErrorCode::UnknownPartition)]);
+    assert_eq!(rig.offsets(false).0, [(1, 6)]);
+    let second = joined_second(&mut rig, &id);
+    assert_eq!(code(rig.commit_as(&id, 1, &[(1, 7)])), ErrorCode::IllegalGeneration);
+    assert_eq!(code(rig.commit_as(&second, 2, &[(1, 7)])), ErrorCode::RebalanceInProgress, "nothing is divided yet");
+    let long = GroupOffset { partition: PartitionId(1), offset: Offset(1), leader_epoch: 0, metadata: "m".repeat(4097) };
+    let mut other = Rig::with_groups();
+    let commit = Commit { member: MemberRef::default(), generation: NO_GENERATION, transaction: None, offsets: vec![long] };
+    let Ok(GroupReply::Committed { refused }) = other.group(GroupAction::Commit(commit)) else { panic!() };
+    assert_eq!(refused, [(PartitionId(1), ErrorCode::OffsetMetadataTooLarge)]);
+    assert_eq!(other.shard.counters().groups, 0);
+}
+
+#[test]
+fn offsets_of_a_deleted_topic_go_with_it() {
+    let mut rig = Rig::with_groups();
+    rig.create("u", 1, TopicConfig::default());
+    rig.commit_as("", NO_GENERATION, &[(1, 5), (5, 9)]).unwrap();
+    rig.ask(&Request::DeleteTopic { name: "t" });
+    assert_eq!(rig.offsets(false).0, [(5, 9)]);
+    let mut rig = rig.power_cut();
+    assert_eq!(rig.offsets(false).0, [(5, 9)]);
+    rig.ask(&Request::DeleteTopic { name: "u" });
+    assert_eq!((rig.shard.counters().groups, rig.shard.counters().group_bytes), (0, 0));
+}
+
+#[test]
+fn offsets_and_groups_are_forgotten_on_request_and_stay_so() {
+    let mut rig = Rig::with_groups();
+    assert_eq!(code(rig.group(GroupAction::Delete)), ErrorCode::GroupNotFound);
+    rig.commit_as("", NO_GENERATION, &[(1, 5), (2, 6)]).unwrap();
+    rig.group(GroupAction::DeleteOffsets { partitions: vec![PartitionId(1)] }).unwrap();
+    let mut rig = rig.power_cut();
+    assert_eq!(rig.offsets(false).0, [(2, 6)]);
+    let id = rig.one_member();
+    assert_eq!(code(rig.group(GroupAction::Delete)), ErrorCode::GroupNotEmpty);
+    rig.group(GroupAction::Leave { members: vec![dynamic(&id)] }).unwrap();
+    rig.group(GroupAction::Delete).unwrap();
+    let mut rig = rig.power_cut();
+    assert_eq!((rig.offsets(false).0, rig.shard.counters().groups), (vec![], 0));
+}
+
+#[test]
+fn offsets_go_when_the_group_has_been_empty_for_long() {
+    const DAY_US: u64 = 24 * 3_600_000_000;
+    let mut rig = Rig::with_groups();
+    let id = rig.one_member();
+    rig.commit_as(&id, 1, &[(1, 5)]).unwrap();
+    for _ in 0..20 * 3600 * 24 / 9 {
+        // A member keeps everything, however long.
+        rig.now.monotonic_us += 9_000_000;
+        rig.now.wall_ms += 9_000;
+        rig.shard.groups.tick(rig.now);
+        assert!(rig.shard.groups.groups["g"].members.contains_key(id.as_str()));
+        let origin = Origin { core: 0, connection: 1, generation: 0, request: 0 };
+        rig.shard.groups.request(origin, "g", &GroupAction::Heartbeat { member: dynamic(&id), generation: 1 }, rig.now);
+        rig.shard.groups.poll_reply().unwrap().1.unwrap();
+    }
+    rig.turns(2);
+    rig.group(GroupAction::Leave { members: vec![dynamic(&id)] }).unwrap();
+    rig.settle();
+    rig.pass(6 * DAY_US);
+    rig.turns(2);
+    assert_eq!(rig.offsets(false).0, [(1, 5)]);
+    let mut rig = rig.power_cut();
+    rig.pass(DAY_US - 1_000_000);
+    rig.turns(2);
+    assert_eq!(rig.offsets(false).0, [(1, 5)]);
+    rig.pass(3_000_000);
+    rig.turns(5);
+    assert_eq!((rig.offsets(false).0, rig.shard.counters().group_bytes), (vec![], 0));
+    assert_eq!(rig.power_cut().shard.counters().groups, 0);
+}
+
+#[test]
+fn staged_offsets_take_effect_with_their_transaction_only() {
+    let mut rig = Rig::with_groups();
+    let decide = |commit, producer_epoch| GroupAction::Decide { producer_id: ProducerId(4), producer_epoch, commit };
+    let stage = |offset, epoch| commit_by("", NO_GENERATION, &[(1, offset)], Some((ProducerId(4), epoch)));
+    rig.commit_as("", NO_GENERATION, &[(1, 5)]).unwrap();
+    rig.group(stage(9, 1)).unwrap();
+    assert_eq!(rig.offsets(false), (vec![(1, 5)], vec![]));
+    assert_eq!(rig.offsets(true), (vec![], vec![1]));
+    let mut rig = rig.power_cut();
+    assert_eq!(rig.offsets(true), (vec![], vec![1]));
+    assert_eq!(code(rig.group(stage(8, 0))), ErrorCode::StaleProducerEpoch);
+    rig.group(decide(true, 1)).unwrap();
+    rig.group(decide(true, 1)).unwrap();
+    assert_eq!(rig.offsets(true), (vec![(1, 9)], vec![]));
+    let mut rig = rig.power_cut();
+    assert_eq!(rig.offsets(true), (vec![(1, 9)], vec![]));
+    rig.group(stage(20, 1)).unwrap();
+    rig.group(decide(false, 2)).unwrap();
+    assert_eq!(rig.offsets(true), (vec![(1, 9)], vec![]));
+    assert_eq!(rig.power_cut().offsets(true), (vec![(1, 9)], vec![]));
+}
+
+#[test]
+fn fenced_shard_tells_members_and_still_knows_its_offsets() {
+    let mut rig = Rig::with_groups();
+    let id = rig.one_member();
+    rig.commit_as(&id, 1, &[(1, 5)]).unwrap();
+    rig.settle();
+    rig.disk.fail_next(crate::device::sim::Kind::Write, crate::device::Fault::Os(libc::EIO));
+    assert_eq!(code(rig.commit_as(&id, 1, &[(1, 6)])), ErrorCode::ShardFenced);
+    assert_eq!(rig.alive(&id, 1), Err(ErrorCode::ShardFenced));
+    assert_eq!(code(rig.group(join("x", ""))), ErrorCode::ShardFenced);
+    assert_eq!(rig.offsets(false).0, [(1, 5)]);
+    assert!(rig.group(GroupAction::Describe).is_ok());
+}
+
+#[test]
+fn name_of_a_group_has_bounds() {
+    let mut rig = Rig::with_groups();
+    for name in [String::new(), "g".repeat(256)] {
+        let request = GroupRequest { group: name, action: GroupAction::Describe };
+        let Reply::Failed(failure) = rig.ask(&Request::Group(Shared::new(request))) else { panic!() };
+        assert_eq!(failure.code, ErrorCode::InvalidGroup);
+    }
+}

@@ -84,9 +84,14 @@ impl Client {
     ///
     /// Errors: see [`CallError`].
     pub fn call<R: Call>(&self, request: &R) -> Result<R::Answer, CallError> {
+        self.call_waiting(request, Duration::ZERO)
+    }
+
+    /// As [`Client::call`], once, with an answer that may take so much longer than the usual.
+    pub fn call_waiting<R: Call>(&self, request: &R, extra_wait: Duration) -> Result<R::Answer, CallError> {
         let mut body = Vec::new();
         request.encode(&mut body);
-        let reply = self.request(0, R::OP, &body, R::REPEATABLE, Duration::ZERO)?;
+        let reply = self.request(0, R::OP, &body, R::REPEATABLE, extra_wait)?;
         R::decode(&reply).map_err(|error| CallError::Malformed { op: R::OP, error })
     }
 
@@ -231,6 +236,9 @@ impl Client {
 }
 
 pub use super::OpenConsumerError;
+pub use group::{GroupConsumeError, GroupConsumer};
+
+mod group;
 
 /// One connection of a [`Client`]: requests go out one at a time.
 struct Line {

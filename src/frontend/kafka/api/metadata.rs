@@ -34,7 +34,11 @@ impl Metadata {
     /// Which topics, and whether missing ones are made.
     pub fn open(request: &MetadataRequest<'_>, version: i16, context: &Context<'_>) -> Metadata {
         let wanted = |topic: &crate::frontend::kafka::decode::MetadataTopic<'_>| Wanted {
-            by: topic.name.map_or(By::Id(topic.topic_id), |name| By::Name(name.to_owned())),
+            // Who asks by id may leave the name empty; Java's client does.
+            by: match topic.name {
+                Some(name) if topic.topic_id == NO_ID => By::Name(name.to_owned()),
+                _ => By::Id(topic.topic_id),
+            },
             error: errors::NONE,
         };
         let topics = request.topics.as_ref().map(|topics| topics.iter().map(wanted).collect::<Vec<_>>());
@@ -153,5 +157,6 @@ fn topic_number(id: [u8; 16], config: &KafkaConfig) -> Option<u32> {
     (high == config.cluster_id && low & !u64::from(u32::MAX) == UUID_VARIANT).then_some(low as u32)
 }
 
+const NO_ID: [u8; 16] = [0; 16];
 /// Sets these ids apart from Kafka's reserved ones, which are small numbers.
 const UUID_VARIANT: u64 = 0x8000_0000 << 32;

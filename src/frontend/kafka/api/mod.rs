@@ -7,21 +7,34 @@ mod api_versions;
 mod configs;
 mod create_partitions;
 mod create_topics;
+mod delete_groups;
 mod delete_records;
 mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
+mod describe_groups;
 mod describe_log_dirs;
 mod describe_producers;
 mod describe_transactions;
 mod end_txn;
 mod fetch;
+mod find_coordinator;
+mod group;
+mod heartbeat;
 mod init_producer_id;
+mod join_group;
+mod leave_group;
+mod list_groups;
 mod list_offsets;
 mod list_transactions;
 mod metadata;
+mod offset_commit;
+mod offset_delete;
+mod offset_fetch;
+mod offset_for_leader_epoch;
 mod produce;
 mod sasl;
+mod sync_group;
 mod transaction;
 mod txn_offset_commit;
 
@@ -32,7 +45,7 @@ use kafka_protocol::protocol::{Encodable, StrBytes};
 
 use super::decode::{Request, RequestHeader};
 use super::{ASIDE, KafkaConfig};
-use crate::frontend::View;
+use crate::frontend::{Ends, View};
 use crate::request::{Reply, Request as ShardRequest};
 use crate::router::letter::OwnedRequest;
 
@@ -60,12 +73,25 @@ pub const SERVED: &[Served] = &[
     served(ApiKey::Fetch, 4, 12),
     served(ApiKey::ListOffsets, 1, 7),
     served(ApiKey::Metadata, 0, 12),
+    served(ApiKey::OffsetCommit, 2, 9),
+    served(ApiKey::OffsetFetch, 1, 9),
+    served(ApiKey::FindCoordinator, 0, 4),
+    served(ApiKey::JoinGroup, 0, 9),
+    served(ApiKey::Heartbeat, 0, 4),
+    served(ApiKey::LeaveGroup, 0, 5),
+    served(ApiKey::SyncGroup, 0, 5),
+    served(ApiKey::DescribeGroups, 0, 5),
+    served(ApiKey::ListGroups, 0, 4),
     served(ApiKey::SaslHandshake, 0, 1),
     served(ApiKey::ApiVersions, 0, 4),
     served(ApiKey::CreateTopics, 2, 7),
     served(ApiKey::DeleteTopics, 1, 5),
     served(ApiKey::DeleteRecords, 0, 2),
     served(ApiKey::InitProducerId, 0, 4),
+    // kafka-python reads no further after a restart of the broker, which begins a leader epoch, unless it can ask this.
+    served(ApiKey::OffsetForLeaderEpoch, 2, 4),
+    served(ApiKey::DeleteGroups, 0, 2),
+    served(ApiKey::OffsetDelete, 0, 0),
     served(ApiKey::AddPartitionsToTxn, 0, 3),
     served(ApiKey::AddOffsetsToTxn, 0, 3),
     served(ApiKey::EndTxn, 0, 3),
@@ -119,14 +145,16 @@ pub struct Context<'a> {
     pub view: &'a View<'a>,
     /// Address at which the client has reached this broker.
     pub local: IpAddr,
+    /// The client's own.
+    pub peer: IpAddr,
     /// Number and request.
     pub(super) asks: Vec<(u32, OwnedRequest)>,
 }
 
 impl<'a> Context<'a> {
     /// Nothing asked yet.
-    pub fn new(config: &'a KafkaConfig, local: IpAddr, view: &'a View<'a>) -> Context<'a> {
-        Context { config, view, local, asks: Vec::new() }
+    pub fn new(config: &'a KafkaConfig, ends: Ends, view: &'a View<'a>) -> Context<'a> {
+        Context { config, view, local: ends.local, peer: ends.peer, asks: Vec::new() }
     }
 
     /// Every address that clients are told: node, host, port.
@@ -206,6 +234,21 @@ pub fn open(header: &RequestHeader<'_>, body: &[u8], context: &Context<'_>) -> R
             Box::new(sasl::SaslAuthenticate)
         }
         ApiKey::Metadata => Box::new(metadata::Metadata::open(&decode(body, version)?, version, context)),
+        ApiKey::OffsetCommit => Box::new(offset_commit::OffsetCommit::open(&decode(body, version)?, context)),
+        ApiKey::OffsetFetch => Box::new(offset_fetch::OffsetFetch::open(&decode(body, version)?, version, context)),
+        ApiKey::FindCoordinator => Box::new(find_coordinator::FindCoordinator::open(&decode(body, version)?, version)),
+        ApiKey::JoinGroup => {
+            let host = format!("/{}", context.peer);
+            Box::new(join_group::JoinGroup::open(&decode(body, version)?, version, header.client_id, host))
+        }
+        ApiKey::Heartbeat => Box::new(heartbeat::Heartbeat::open(&decode(body, version)?)),
+        ApiKey::LeaveGroup => Box::new(leave_group::LeaveGroup::open(&decode(body, version)?, version)),
+        ApiKey::SyncGroup => Box::new(sync_group::SyncGroup::open(&decode(body, version)?)),
+        ApiKey::DescribeGroups => Box::new(describe_groups::DescribeGroups::open(&decode(body, version)?)),
+        ApiKey::ListGroups => Box::new(list_groups::ListGroups::open(&decode(body, version)?)),
+        ApiKey::DeleteGroups => Box::new(delete_groups::DeleteGroups::open(&decode(body, version)?)),
+        ApiKey::OffsetForLeaderEpoch => Box::new(offset_for_leader_epoch::OffsetForLeaderEpoch::open(&decode(body, version)?, context)),
+        ApiKey::OffsetDelete => Box::new(offset_delete::OffsetDelete::open(&decode(body, version)?, context)),
         _ => return Err(format!("API {number} is not served")),
     };
     Ok(Opened { key, version, call })

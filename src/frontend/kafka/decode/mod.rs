@@ -43,7 +43,7 @@ impl HeaderStart {
 
 impl<'a> RequestHeader<'a> {
     /// Reads the header of `message`, the bytes after the length; with it the body. Only for an API of [`APIS`]: how the header
-    /// ends depends on it. Its version need not be known.
+    /// ends depends on it. In a version that isn't known nothing is read behind the client's name, so that it can be refused.
     pub fn read(message: &'a [u8]) -> Result<(RequestHeader<'a>, &'a [u8]), DecodeError> {
         let start = HeaderStart::read(message)?;
         let unknown = DecodeError::Unsupported { api_key: start.api_key, version: start.api_version };
@@ -52,7 +52,9 @@ impl<'a> RequestHeader<'a> {
         let mut reader = Reader::new(&message[HEADER_START_BYTES..], start.api_version, false);
         let client_id = reader.string()?;
         reader.flexible = start.api_version >= api.flexible_since;
-        reader.skip_tagged_fields()?;
+        if start.api_version <= api.newest {
+            reader.skip_tagged_fields()?;
+        }
         Ok((RequestHeader { start, client_id }, reader.left()))
     }
 }

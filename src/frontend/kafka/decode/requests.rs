@@ -246,6 +246,23 @@ schema! {
     }
 }
 
+schema! {
+    OffsetForLeaderEpochRequest<'a> = key 23, versions 2-4, flexible 4 {
+        replica_id: i32, 3+, default -2;
+        topics: Vec<OffsetForLeaderTopic<'a>>, 2+;
+    }
+    OffsetForLeaderTopic<'a> {
+        topic: &'a str, 2+;
+        partitions: Vec<OffsetForLeaderPartition>, 2+;
+    }
+    OffsetForLeaderPartition {
+        partition: i32, 2+;
+        /// -1: the client doesn't know it.
+        current_leader_epoch: i32, 2+, default -1;
+        leader_epoch: i32, 2+;
+    }
+}
+
 // Groups and their offsets.
 schema! {
     FindCoordinatorRequest<'a> = key 10, versions 0-4, flexible 3 {
@@ -503,6 +520,7 @@ apis! {
     DeleteGroups(DeleteGroupsRequest<'a>),
     IncrementalAlterConfigs(IncrementalAlterConfigsRequest<'a>),
     OffsetDelete(OffsetDeleteRequest<'a>),
+    OffsetForLeaderEpoch(OffsetForLeaderEpochRequest<'a>),
     DescribeCluster(DescribeClusterRequest),
     DescribeProducers(DescribeProducersRequest<'a>),
     DescribeTransactions(DescribeTransactionsRequest<'a>),

@@ -64,6 +64,9 @@ fn header_ends_where_the_api_says() {
     for len in 0..flexible.len() - 1 {
         assert!(matches!(RequestHeader::read(&flexible[..len]), Err(DecodeError::Truncated { .. })), "{len}");
     }
+    // Of a later version: whatever stands there.
+    let later = [0, 18, 0, 99, 0, 0, 0, 9, 0xff, 0xff, 0xff, 5];
+    assert_eq!(RequestHeader::read(&later).unwrap().0.start.api_version, 99);
     let unknown = [0x7f, 0xff, 0, 3, 0, 0, 0, 9];
     assert_eq!(RequestHeader::read(&unknown), Err(DecodeError::Unsupported { api_key: 0x7fff, version: 3 }));
 }

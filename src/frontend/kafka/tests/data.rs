@@ -29,7 +29,7 @@ fn records_of(count: usize, producer: Option<(i64, i16, i32)>) -> Vec<Record> {
         // Consecutive, or the encoder begins another batch.
         sequence: producer.map_or(-1, |(.., sequence)| sequence) + at as i32,
         timestamp: 1_000 + at as i64,
-        key: (at % 3 != 0).then(|| Bytes::from(format!("key {at}"))),
+        key: (!at.is_multiple_of(3)).then(|| Bytes::from(format!("key {at}"))),
         value: (at % 4 != 3).then(|| Bytes::from("value ".repeat(at))),
         headers: IndexMap::from([("h".into(), Some(Bytes::from("x"))), ("null".into(), None)]),
     };
@@ -275,7 +275,8 @@ fn frame_of_a_batch_carries_its_producer() {
 #[test]
 fn records_are_the_same_under_every_codec() {
     let plain = batch(40, None);
-    let parse = |bytes: &[u8]| -> Vec<(i64, i64, Option<Vec<u8>>, Option<Vec<u8>>, usize)> {
+    type Plain = (i64, i64, Option<Vec<u8>>, Option<Vec<u8>>, usize);
+    let parse = |bytes: &[u8]| -> Vec<Plain> {
         let batch = Batch::read(bytes).unwrap();
         let records = batch.records().map(Result::unwrap);
         let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
@@ -496,7 +497,7 @@ fn list_offsets_finds_the_record_inside_the_batch() {
             peer.reply(asked[0].0, Reply::Offset { offset: Offset(20), timestamp_ms: 1_009, found: true });
             let asked = asks(&mut peer);
             assert!(matches!(&asked[0].1, OwnedRequest::Fetch(fetch) if fetch.from == Offset(20)));
-            peer.reply(asked[0].0, fetched(1, 30, stored(&[bytes.clone()], 20)));
+            peer.reply(asked[0].0, fetched(1, 30, stored(std::slice::from_ref(&bytes), 20)));
             let response: ListOffsetsResponse = peer.response(ApiKey::ListOffsets, 7, 1);
             let part = &response.topics[0].partitions[0];
             assert_eq!((part.offset, part.timestamp, part.leader_epoch), (offset, time, 3), "{name} {wanted}");

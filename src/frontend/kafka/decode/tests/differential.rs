@@ -405,6 +405,11 @@ structs! {
     create_partitions_request::CreatePartitionsTopic as CreatePartitionsTopic<'_> { name, count, assignments }
     create_partitions_request::CreatePartitionsAssignment as CreatePartitionsAssignment { broker_ids }
     delete_groups_request::DeleteGroupsRequest as DeleteGroupsRequest<'_> { groups_names }
+    offset_for_leader_epoch_request::OffsetForLeaderEpochRequest as OffsetForLeaderEpochRequest<'_> { replica_id, topics }
+    offset_for_leader_epoch_request::OffsetForLeaderTopic as OffsetForLeaderTopic<'_> { topic, partitions }
+    offset_for_leader_epoch_request::OffsetForLeaderPartition as OffsetForLeaderPartition {
+        partition, current_leader_epoch, leader_epoch
+    }
     offset_delete_request::OffsetDeleteRequest as OffsetDeleteRequest<'_> { group_id, topics; untagged }
     offset_delete_request::OffsetDeleteRequestTopic as OffsetDeleteTopic<'_> { name, partitions; untagged }
     offset_delete_request::OffsetDeleteRequestPartition as OffsetDeletePartition { index = partition_index; untagged }
@@ -465,6 +470,7 @@ requests! {
     DeleteGroups: DeleteGroupsRequest,
     IncrementalAlterConfigs: IncrementalAlterConfigsRequest,
     OffsetDelete: OffsetDeleteRequest,
+    OffsetForLeaderEpoch: OffsetForLeaderEpochRequest,
     DescribeCluster: DescribeClusterRequest,
     DescribeProducers: DescribeProducersRequest,
     DescribeTransactions: DescribeTransactionsRequest,

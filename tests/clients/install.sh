@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Gets the clients of the field that tests/it/kafka drives, newest versions, from public package registries, into DIRECTORY
+# (default target/clients): kcat (Debian), confluent-kafka and kafka-python (PyPI), Kafka's own command-line tools (Maven
+# Central, with a JDK from Debian if there is none), and a program on the rdkafka crate (crates.io). What is there already is
+# not fetched again; the tests call this by themselves. Prints one line per client, and what went wrong for one that is missing.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+into=${1:-${CARGO_TARGET_DIR:-$root/target}/clients}
+KAFKA=4.3.1
+mkdir -p "$into"
+into=$(cd "$into" && pwd)
+exec 9>"$into/lock"
+flock 9
+
+debian() { # packages
+    local missing=() package sudo=
+    for package; do dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package"); done
+    [ ${#missing[@]} -eq 0 ] && return
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    $sudo apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}"
+}
+
+kcat_() { command -v kcat >/dev/null || debian kcat; }
+
+python_() {
+    [ -e "$into/python/complete" ] && return
+    python3 -c 'import venv, ensurepip' 2>/dev/null || debian python3 python3-venv || return
+    # The codecs of kafka-python are packages of their own.
+    python3 -m venv --clear "$into/python" &&
+        "$into/python/bin/pip" install -q --disable-pip-version-check confluent-kafka kafka-python crc32c lz4 zstandard python-snappy &&
+        "$into/python/bin/pip" list --disable-pip-version-check --format freeze >"$into/python/complete"
+}
+
+# Jars by the dependencies that their descriptions name, without Maven itself.
+java_() {
+    { command -v java && command -v javac; } >/dev/null || debian default-jdk-headless || return
+    command -v python3 >/dev/null || debian python3 || return
+    local to=$into/java
+    if [ ! -e "$to/complete-$KAFKA" ]; then
+        rm -rf "$to" && mkdir -p "$to"
+        python3 "$here/maven.py" "$to" "org.apache.kafka:kafka_2.13:$KAFKA" "org.apache.kafka:kafka-tools:$KAFKA" \
+            org.slf4j:slf4j-simple:1.7.36 || return
+    fi
+    if [ ! "$to/Check.class" -nt "$here/Check.java" ]; then
+        javac -d "$to" -cp "$to/*" "$here/Check.java" || return
+    fi
+    touch "$to/complete-$KAFKA"
+}
+
+rdkafka_() {
+    [ -x "$into/rdkafka-check" ] && [ -z "$(find "$here/rdkafka" -newer "$into/rdkafka-check" -type f -print -quit)" ] && return
+    command -v cargo >/dev/null || { [ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"; }
+    { command -v cc && command -v make; } >/dev/null || debian gcc g++ libc6-dev make || return
+    (cd "$here/rdkafka" && CARGO_TARGET_DIR="$into/rdkafka-build" ${CARGO:-cargo} build --quiet --release --locked) &&
+        cp "$into/rdkafka-build/release/rdkafka-check" "$into/rdkafka-check.new" && mv "$into/rdkafka-check.new" "$into/rdkafka-check"
+}
+
+failed=0
+for client in kcat python java rdkafka; do
+    if said=$("${client}_" 2>&1); then
+        echo "$client: ready"
+    else
+        failed=1
+        echo "$client: MISSING"
+        printf '%s\n' "$said" | tail -n 15
+    fi
+done
+exit $failed
