@@ -261,7 +261,10 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
     );
 
     let mut doors = open_doors(config, &core_of_shard, cores.len(), waiting)?;
-    let janitor = Janitor::start(directory.clone(), JanitorOptions::default()).map_err(system("starting the janitor"))?;
+    let defaults = JanitorOptions::default();
+    // A file longer than a segment would keep blocks that nobody writes.
+    let janitor_options = JanitorOptions { file_bytes: defaults.file_bytes.min(u64::from(segment_bytes)), ..defaults };
+    let janitor = Janitor::start(directory.clone(), janitor_options).map_err(system("starting the janitor"))?;
     let broker = Arc::new(Broker {
         io: io.name,
         io_note: io.note.clone(),

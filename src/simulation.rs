@@ -1038,7 +1038,9 @@ impl World {
                 Located::Wait { .. } => {
                     self.disk.stall(false);
                     self.step()?;
-                    if self.disk.is_cut() || (self.footers_failed > failed && (self.rotten || self.weather == Weather::Errors)) {
+                    if self.disk.is_cut()
+                        || (self.footers_failed > failed && (self.rotten || self.tight || self.weather == Weather::Errors))
+                    {
                         return Ok(None);
                     }
                 }
@@ -1158,7 +1160,7 @@ impl World {
                 LocatedTime::Wait { .. } => {
                     self.disk.stall(false);
                     self.step()?;
-                    if self.disk.is_cut() || (self.footers_failed > failed && self.weather == Weather::Errors) {
+                    if self.disk.is_cut() || (self.footers_failed > failed && (self.tight || self.weather == Weather::Errors)) {
                         return Ok(());
                     }
                 }

@@ -186,8 +186,16 @@ impl Log {
     /// Starts waiting reads for which there is memory.
     pub(super) fn pump_reads(&mut self) {
         while let Some(segment) = self.reads.footers_waiting.pop_front() {
-            if !self.start_footer(segment) {
-                self.reads.footers_waiting.push_front(segment);
+            if self.start_footer(segment) {
+                continue;
+            }
+            if self.is_memory_hopeless() {
+                self.footer_ready(segment, Err(Fault::Os(libc::ENOMEM)));
+                continue;
+            }
+            self.reads.footers_waiting.push_front(segment);
+            // The tail cache gives way.
+            if !self.evict_oldest_chunk() {
                 break;
             }
         }
@@ -205,9 +213,7 @@ impl Log {
                     self.reads.waiting.push_front((ticket, extents));
                     continue;
                 }
-                // Nothing will be given back: only the open chunk is left.
-                let is_hopeless = self.chunks.len() <= 1 && self.bytes_beside_tail_cache() == 0;
-                if is_hopeless || needed > self.arena.limit_bytes().saturating_sub(self.config.chunk_bytes as usize) {
+                if self.is_memory_hopeless() || needed > self.arena.limit_bytes().saturating_sub(self.config.chunk_bytes as usize) {
                     self.finish_read(ticket, &extents, Err(ReadError::Device(Fault::Os(libc::ENOMEM))));
                     continue;
                 }
@@ -215,6 +221,11 @@ impl Log {
                 break;
             }
         }
+    }
+
+    /// Nothing will be given back: only the open chunk is left.
+    fn is_memory_hopeless(&self) -> bool {
+        self.chunks.len() <= 1 && self.bytes_beside_tail_cache() == 0
     }
 
     /// Charged to the arena by readers, this log's and others'.

@@ -6,6 +6,7 @@ mod crash;
 mod fuzz_corpus;
 mod harness;
 mod kafka;
+mod limits;
 mod native;
 mod roundtrip;
 mod simulation;

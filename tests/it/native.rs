@@ -14,16 +14,16 @@ use ringmain_client::wire::{
 use crate::harness::{Broker, Start};
 
 /// A connection that knows envelopes and nothing else.
-struct Wire {
-    stream: TcpStream,
+pub struct Wire {
+    pub stream: TcpStream,
     correlation: u64,
 }
 
 /// A reply's body, or the error in its place.
-type Answer = Result<Vec<u8>, (ErrorCode, String)>;
+pub type Answer = Result<Vec<u8>, (ErrorCode, String)>;
 
 impl Wire {
-    fn connect(broker: &Broker) -> Wire {
+    pub fn connect(broker: &Broker) -> Wire {
         let stream = TcpStream::connect(broker.ready().native).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -31,7 +31,7 @@ impl Wire {
     }
 
     /// Connects and says hello.
-    fn greet(broker: &Broker) -> Wire {
+    pub fn greet(broker: &Broker) -> Wire {
         let mut wire = Wire::connect(broker);
         wire.call(Op::Hello, &hello()).unwrap();
         wire
@@ -43,13 +43,13 @@ impl Wire {
         [&envelope.to_bytes()[..], body].concat()
     }
 
-    fn send(&mut self, op: Op, body: &[u8]) -> u64 {
+    pub fn send(&mut self, op: Op, body: &[u8]) -> u64 {
         let bytes = self.bytes(op as u16, body);
         self.stream.write_all(&bytes).unwrap();
         self.correlation
     }
 
-    fn receive(&mut self) -> (Envelope, Answer) {
+    pub fn receive(&mut self) -> (Envelope, Answer) {
         let mut head = [0; Envelope::BYTES];
         self.stream.read_exact(&mut head).expect("a reply");
         let envelope = Envelope::read(&head).unwrap();
@@ -63,7 +63,7 @@ impl Wire {
         (envelope, Err((ErrorCode::from_number(error.code), error.message)))
     }
 
-    fn call(&mut self, op: Op, body: &[u8]) -> Answer {
+    pub fn call(&mut self, op: Op, body: &[u8]) -> Answer {
         let correlation = self.send(op, body);
         let (envelope, answer) = self.receive();
         assert_eq!((envelope.correlation, envelope.op), (correlation, op as u16));
