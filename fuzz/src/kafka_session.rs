@@ -35,7 +35,7 @@ pub fn run(input: &[u8]) {
     let (mut out, mut pending, mut at, mut answers) = (Outbox::default(), Vec::new(), 0, 0u16);
     // Each step takes bytes or answers something, so there can't be many.
     for step in 0..100_000u64 {
-        let view = View { now: Now { monotonic_us: step * 1000, wall_ms: 1_800_000_000_000 }, catalog: &catalog };
+        let view = View { now: Now { monotonic_us: step * 1000, wall_ms: 1_800_000_000_000 }, catalog: &catalog, memory_bytes: 1 << 30 };
         let mut waits = session.closing().is_some() || session.in_flight() >= session.max_in_flight();
         if !waits {
             match session.receive(&input[at..], &view, &mut out) {

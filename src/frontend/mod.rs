@@ -11,7 +11,7 @@ pub mod native;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use crate::request::{FetchData, Now, Reply, Request};
+use crate::request::{FetchData, Fetched, Now, Reply, Request};
 use crate::router::letter::OwnedRequest;
 use crate::shard::Catalog;
 
@@ -22,6 +22,8 @@ pub struct View<'a> {
     pub now: Now,
     /// This core's copy.
     pub catalog: &'a Catalog,
+    /// What is left for answers.
+    pub memory_bytes: usize,
 }
 
 /// The addresses of a connection.
@@ -62,8 +64,12 @@ pub trait Session {
     fn poll_request(&mut self) -> Option<(u64, OwnedRequest)> {
         None
     }
-    /// Fetched frames must come as [`FetchData::Owned`]: the session reads them.
-    fn reads_frames(&self) -> bool {
+    /// The frames of the answer with this id and head must come as [`FetchData::Owned`]: the session reads them.
+    fn reads_frames(&self, _id: u64, _head: &Fetched) -> bool {
+        false
+    }
+    /// Its answers are in memory and not in the log: the driver charges them.
+    fn makes_answers(&self) -> bool {
         false
     }
     /// Memory in answers that wait for others, beside the outbox; the driver charges it.

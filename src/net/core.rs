@@ -761,7 +761,7 @@ impl Core {
                 break ParseEnd::Pause(Pause::Turn);
             }
             let rest = &input[consumed_bytes..];
-            let view = View { now, catalog: self.router.catalog() };
+            let view = View { now, catalog: self.router.catalog(), memory_bytes: self.budget.available_bytes() };
             match connection.session.receive(rest, &view, &mut connection.output.outbox) {
                 Ok(Received::More { needed_bytes }) => {
                     connection.input.expect(needed_bytes);
@@ -846,7 +846,7 @@ impl Core {
 
     /// Gives the session an answer that needed no shard.
     fn reply(&mut self, connection: &mut Connection, id: u64, reply: Reply, now: Now) {
-        let view = View { now, catalog: self.router.catalog() };
+        let view = View { now, catalog: self.router.catalog(), memory_bytes: self.budget.available_bytes() };
         connection.session.reply(id, reply, false, &view, &mut connection.output.outbox);
     }
 
@@ -900,7 +900,7 @@ impl Core {
 
     /// Answers in memory count against the budget; they are bounded where they are made.
     fn charge_answers(&mut self, connection: &mut Connection) {
-        if !connection.session.reads_frames() {
+        if !connection.session.makes_answers() {
             return;
         }
         let bytes = connection.session.held_bytes() + connection.output.len_bytes();
@@ -1038,15 +1038,17 @@ impl Core {
             }
             return;
         };
-        if connection.session.reads_frames() {
+        if let Reply::Fetched { head, .. } = &reply
+            && connection.session.reads_frames(origin.request, head)
+        {
             reply = self.owned(shard, reply);
         }
         let outbox = &mut connection.output.outbox;
-        if !connection.session.reads_frames() {
+        if !connection.session.makes_answers() {
             self.spares.begin(outbox);
         }
         let pieces_before = outbox.pieces.len();
-        let view = View { now, catalog: self.router.catalog() };
+        let view = View { now, catalog: self.router.catalog(), memory_bytes: self.budget.available_bytes() };
         connection.session.reply(origin.request, reply, moved, &view, outbox);
         // The session knows no shards.
         for piece in outbox.pieces.iter_mut().skip(pieces_before) {

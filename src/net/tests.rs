@@ -268,7 +268,7 @@ impl Peer {
     }
 
     fn fetch(&mut self, partition: u32, offset: u64, max_bytes: u32, max_wait_ms: u32) -> (Envelope, Vec<u8>) {
-        let request = FetchRequest { version: 1, reserved: 0, partition, offset, min_bytes: 1, max_bytes, max_wait_ms, reserved2: 0 };
+        let request = FetchRequest { version: 1, reserved: 0, partition, offset, min_bytes: 1, max_bytes, max_wait_ms, flags: 0 };
         self.ask(Op::Fetch, &request.to_bytes())
     }
 
@@ -392,7 +392,7 @@ fn waiting_fetch_is_answered_when_something_comes_also_across_cores() {
             min_bytes: 1,
             max_bytes: 1000,
             max_wait_ms: 9000,
-            reserved2: 0,
+            flags: 0,
         };
         waiting.send(Op::Fetch, &request.to_bytes());
         std::thread::sleep(Duration::from_millis(50));
@@ -454,7 +454,7 @@ fn slow_reader_gets_everything_and_others_are_served_meanwhile() {
     let asked = (from..BATCHES).step_by(step);
     for offset in asked.clone() {
         let request =
-            FetchRequest { version: 1, reserved: 0, partition, offset, min_bytes: 1, max_bytes: 700 << 10, max_wait_ms: 0, reserved2: 0 };
+            FetchRequest { version: 1, reserved: 0, partition, offset, min_bytes: 1, max_bytes: 700 << 10, max_wait_ms: 0, flags: 0 };
         slow.send(Op::Fetch, &request.to_bytes());
     }
     std::thread::sleep(Duration::from_millis(200));

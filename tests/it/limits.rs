@@ -47,7 +47,7 @@ fn batch(partition: u32, value: &[u8], count: usize) -> Vec<u8> {
 }
 
 fn fetch(partition: u32, offset: u64, max_bytes: u32) -> Vec<u8> {
-    FetchRequest { version: 1, reserved: 0, partition, offset, min_bytes: 1, max_bytes, max_wait_ms: 0, reserved2: 0 }.to_bytes().to_vec()
+    FetchRequest { version: 1, reserved: 0, partition, offset, min_bytes: 1, max_bytes, max_wait_ms: 0, flags: 0 }.to_bytes().to_vec()
 }
 
 /// 2,000 connections, 10,000 topics, 100 readers that ask for much and read nothing, producers at full speed.
@@ -167,11 +167,12 @@ impl LoopImage<'_> {
     fn mount<'a>(image: &Path, at: &'a Path, bytes: u64) -> Option<LoopImage<'a>> {
         fs::File::create(image).unwrap().set_len(bytes).unwrap();
         fs::create_dir_all(at).unwrap();
-        let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
-            Command::new(program).args(arguments).output().map_err(|error| error.to_string()).and_then(|output| {
-                if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
-            })
-        };
+        let run =
+            |program: &str, arguments: &[&std::ffi::OsStr]| {
+                Command::new(program).args(arguments).output().map_err(|error| error.to_string()).and_then(|output| {
+                    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+                })
+            };
         let made = run("mkfs.ext4", &["-q".as_ref(), "-m".as_ref(), "0".as_ref(), image.as_ref()])
             .and_then(|()| run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), at.as_ref()]));
         match made {

@@ -143,8 +143,7 @@ fn hello() -> Vec<u8> {
 
 fn fetch_request(partition: PartitionId, offset: u64, min_bytes: u32, max_wait_ms: u32) -> [u8; FetchRequest::BYTES] {
     let version = CONTROL_VERSION;
-    FetchRequest { version, reserved: 0, partition: partition.0, offset, min_bytes, max_bytes: 1 << 20, max_wait_ms, reserved2: 0 }
-        .to_bytes()
+    FetchRequest { version, reserved: 0, partition: partition.0, offset, min_bytes, max_bytes: 1 << 20, max_wait_ms, flags: 0 }.to_bytes()
 }
 
 fn list_request(partition: PartitionId, timestamp_ms: i64) -> [u8; ListOffsets::BYTES] {

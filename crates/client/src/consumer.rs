@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ringmain_wire::control::{
     CONTROL_VERSION, CommitOffset, EARLIEST, FetchReply, FetchRequest, LATEST, ListOffsets, ListOffsetsReply, MetadataReply,
-    MetadataRequest, ReadOffset, ReadOffsetReply, read_open, write_open,
+    MetadataRequest, ReadOffset, ReadOffsetReply, TRANSCODE, read_open, write_open,
 };
 use ringmain_wire::frame::{self, HEADER_BYTES};
 use ringmain_wire::{ErrorCode, Format, Frame, Op, Records};
@@ -241,6 +241,8 @@ struct Partition {
     commit: Option<u64>,
     commit_asked: bool,
     committed: Option<u64>,
+    /// Batches of another protocol have come: the broker is asked to turn them into native ones.
+    transcode: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -329,6 +331,7 @@ impl ConsumerMachine {
                 commit: None,
                 commit_asked: false,
                 committed: None,
+                transcode: false,
             };
             if let StartFrom::Offset(offset) = from {
                 partition.begin_at(offset);
@@ -365,6 +368,10 @@ impl ConsumerMachine {
                     if opened.batch.record_count > 0 {
                         return Ok(Some(opened.batch));
                     }
+                }
+                Err(ConsumeError::UnsupportedFormat { format, .. }) if format == Format::Kafka as u8 && !partition.transcode => {
+                    partition.transcode = true;
+                    self.restart(partition_index);
                 }
                 Err(error) => {
                     partition.halted = true;
@@ -571,7 +578,7 @@ impl ConsumerMachine {
             min_bytes: self.config.fetch_min_bytes,
             max_bytes,
             max_wait_ms: u32::try_from(max_wait.as_millis()).unwrap_or(u32::MAX),
-            reserved2: 0,
+            flags: if partition.transcode { TRANSCODE } else { 0 },
         };
         session.request(Op::Fetch, Purpose::Fetch { partition_index, id }, now, max_wait, &request.to_bytes());
         partition.retry_at = None;

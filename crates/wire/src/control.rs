@@ -145,8 +145,8 @@ fixed! {
         max_bytes: u32,
         /// … and answer after this many ms whatever there is.
         max_wait_ms: u32,
-        /// 0.
-        reserved2: u32,
+        /// [`TRANSCODE`], or 0.
+        flags: u32,
     }
     /// Precedes the frames of a fetch reply; they fill the rest of the body.
     FetchReply / ArchivedFetchReply [32] {
@@ -201,6 +201,8 @@ fixed! {
     }
 }
 
+/// In `FetchRequest::flags`: batches of another protocol are wanted as native ones.
+pub const TRANSCODE: u32 = 1;
 /// `ListOffsets::timestamp_ms` for the end.
 pub const LATEST: i64 = -1;
 /// `ListOffsets::timestamp_ms` for the log start.
@@ -551,7 +553,7 @@ mod tests {
             min_bytes: 1,
             max_bytes: 2,
             max_wait_ms: 3,
-            reserved2: 0,
+            flags: 0,
         };
         let bytes = message.to_bytes();
         assert_eq!(bytes[..2], CONTROL_VERSION.to_le_bytes());

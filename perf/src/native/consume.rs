@@ -174,7 +174,7 @@ impl Consumer {
                 min_bytes: 1,
                 max_bytes: self.judge.fetch_bytes,
                 max_wait_ms: self.judge.max_wait_ms,
-                reserved2: 0,
+                flags: 0,
             };
             let envelope = Envelope { len: FetchRequest::BYTES as u32, op: Op::Fetch as u16, flags: 0, correlation: index as u64 };
             self.output.extend_from_slice(&envelope.to_bytes());

@@ -15,7 +15,7 @@ mod batch;
 pub mod decode;
 #[allow(dead_code)] // A table is there before all who look into it.
 mod errors;
-mod records;
+pub(super) mod records;
 #[cfg(test)]
 mod tests;
 mod topic_config;
@@ -26,7 +26,7 @@ use std::rc::Rc;
 use kafka_protocol::messages::ApiKey;
 
 use crate::frontend::{Ends, Outbox, ProtocolError, Received, Session, View};
-use crate::request::Reply;
+use crate::request::{Fetched, Reply};
 use crate::router::letter::OwnedRequest;
 use api::{Call, Context};
 use decode::RequestHeader;
@@ -243,7 +243,11 @@ impl Session for KafkaSession {
         self.asks.pop_front()
     }
 
-    fn reads_frames(&self) -> bool {
+    fn reads_frames(&self, _id: u64, _head: &Fetched) -> bool {
+        true
+    }
+
+    fn makes_answers(&self) -> bool {
         true
     }
 

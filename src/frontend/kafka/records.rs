@@ -6,7 +6,8 @@ use std::io::Read;
 use ringmain_wire::record::headers;
 use ringmain_wire::{Format, Frame, Offset, Records};
 
-use super::batch::{BatchHeader, Codec, HEADER_BYTES, INFLATED_MAX_BYTES, attributes};
+pub use super::batch::INFLATED_MAX_BYTES;
+use super::batch::{BatchHeader, Codec, HEADER_BYTES, attributes};
 
 /// Why a frame can't be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,9 +142,14 @@ pub struct KafkaRecord<'a> {
 impl<'a> Batch<'a> {
     /// Inflates the records of a whole batch, at most [`INFLATED_MAX_BYTES`].
     pub fn read(body: &'a [u8]) -> Result<Batch<'a>, Unreadable> {
+        Batch::read_within(body, INFLATED_MAX_BYTES)
+    }
+
+    /// The same, within another limit.
+    pub fn read_within(body: &'a [u8], limit_bytes: usize) -> Result<Batch<'a>, Unreadable> {
         let header = BatchHeader::read(body).ok_or(Unreadable)?;
         let codec = Codec::of(header.attributes).ok_or(Unreadable)?;
-        Ok(Batch { header, records: inflate(codec, &body[HEADER_BYTES..], INFLATED_MAX_BYTES)? })
+        Ok(Batch { header, records: inflate(codec, &body[HEADER_BYTES..], limit_bytes)? })
     }
 
     /// Its records in order. An error ends them.

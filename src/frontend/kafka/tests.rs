@@ -61,11 +61,11 @@ impl Peer {
     }
 
     pub fn receive<'a>(&mut self, input: &'a [u8]) -> Result<Received<'a>, ProtocolError> {
-        self.session.receive(input, &View { now: self.now, catalog: &self.catalog }, &mut self.out)
+        self.session.receive(input, &View { now: self.now, catalog: &self.catalog, memory_bytes: usize::MAX }, &mut self.out)
     }
 
     pub fn reply(&mut self, id: u64, reply: Reply) {
-        self.session.reply(id, reply, false, &View { now: self.now, catalog: &self.catalog }, &mut self.out);
+        self.session.reply(id, reply, false, &View { now: self.now, catalog: &self.catalog, memory_bytes: usize::MAX }, &mut self.out);
     }
 
     /// A request that is answered without asking anybody.

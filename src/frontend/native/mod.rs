@@ -10,6 +10,7 @@ mod encode;
 mod group;
 #[cfg(test)]
 mod tests;
+mod transcode;
 
 use ringmain_wire::control::{
     self, ControlError, CreateTopic, FetchRequest, Hello, HelloReply, ListOffsets, MetadataRequest, StatsRequest,
@@ -25,7 +26,7 @@ use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
 
 use crate::frontend::{Outbox, ProtocolError, Received, Session, View};
-use crate::request::{Failure, Fetch, Reply, Request};
+use crate::request::{Failure, Fetch, FetchData, Fetched, Reply, Request};
 
 /// Largest request, envelope included, before the peer has said hello (DESIGN, invariant 13).
 pub const HELLO_LIMIT_BYTES: usize = 16 << 10;
@@ -56,6 +57,8 @@ pub struct NativeSession {
     pending: Vec<Pending>,
     /// Ids free to be used again.
     free: Vec<u32>,
+    /// Some request wanted that.
+    transcodes: bool,
 }
 
 /// What a reply needs to know of its request.
@@ -64,16 +67,21 @@ struct Pending {
     correlation: u64,
     op: u16,
     waiting: bool,
+    /// A fetch that wants batches of other protocols as native ones.
+    transcodes: bool,
 }
 
 impl NativeSession {
     /// A connection that hasn't said hello.
     pub fn new(config: NativeConfig) -> NativeSession {
-        NativeSession { config, established: false, pending: Vec::new(), free: Vec::new() }
+        NativeSession { config, established: false, pending: Vec::new(), free: Vec::new(), transcodes: false }
     }
 
-    fn begin(&mut self, envelope: &Envelope) -> u64 {
-        let pending = Pending { correlation: envelope.correlation, op: envelope.op, waiting: true };
+    fn begin(&mut self, envelope: &Envelope, body: &[u8]) -> u64 {
+        let is_fetch = envelope.op == Op::Fetch as u16;
+        let transcodes = is_fetch && FetchRequest::read(body).is_ok_and(|fetch| fetch.flags & control::TRANSCODE != 0);
+        self.transcodes |= transcodes;
+        let pending = Pending { correlation: envelope.correlation, op: envelope.op, waiting: true, transcodes };
         if let Some(id) = self.free.pop() {
             self.pending[id as usize] = pending;
             return u64::from(id);
@@ -144,7 +152,7 @@ impl Session for NativeSession {
             return Ok(Received::Handled { consumed_bytes });
         }
         match parse(&envelope, body) {
-            Ok(request) => Ok(Received::Request { consumed_bytes, id: self.begin(&envelope), request }),
+            Ok(request) => Ok(Received::Request { consumed_bytes, id: self.begin(&envelope, body), request }),
             Err(failure) => {
                 encode::error(envelope.op, flags::REPLY, envelope.correlation, &failure, out);
                 Ok(Received::Handled { consumed_bytes })
@@ -152,13 +160,29 @@ impl Session for NativeSession {
         }
     }
 
-    fn reply(&mut self, id: u64, reply: Reply, moved: bool, _view: &View<'_>, out: &mut Outbox) {
+    fn reply(&mut self, id: u64, mut reply: Reply, moved: bool, view: &View<'_>, out: &mut Outbox) {
         let pending = &mut self.pending[id as usize];
         assert!(pending.waiting, "request {id} answered twice");
         pending.waiting = false;
-        let Pending { correlation, op, .. } = *pending;
+        let Pending { correlation, op, transcodes, .. } = *pending;
+        if let Reply::Fetched { head, data: FetchData::Owned(bytes) } = &mut reply
+            && (transcodes || !head.aborted.is_empty())
+        {
+            match transcode::native_frames(bytes, transcodes, head, view.memory_bytes) {
+                Ok(frames) => *bytes = frames,
+                Err(failure) => reply = Reply::Failed(failure),
+            }
+        }
         self.free.push(id as u32);
         encode::reply(op, correlation, reply, moved, out);
+    }
+
+    fn reads_frames(&self, id: u64, head: &Fetched) -> bool {
+        self.pending.get(id as usize).is_some_and(|pending| pending.transcodes) || !head.aborted.is_empty()
+    }
+
+    fn makes_answers(&self) -> bool {
+        self.transcodes
     }
 
     fn in_flight(&self) -> usize {

@@ -18,7 +18,7 @@ const MAX_REQUEST_BYTES: u32 = 64 << 10;
 
 macro_rules! view {
     () => {
-        &View { now: Now::default(), catalog: &Catalog::default() }
+        &View { now: Now::default(), catalog: &Catalog::default(), memory_bytes: usize::MAX }
     };
 }
 
@@ -119,7 +119,7 @@ fn every_request() -> Vec<(Op, Vec<u8>)> {
         min_bytes: 1,
         max_bytes: 2,
         max_wait_ms: 4,
-        reserved2: 0,
+        flags: 0,
     };
     let list = ListOffsets { version: CONTROL_VERSION, reserved: 0, partition: 3, timestamp_ms: -2 };
     let alter = AlterTopic { retention_ms: Some(None), ..AlterTopic::nothing("t") };
@@ -481,5 +481,119 @@ proptest! {
         let at = at % bytes.len();
         bytes[at] = value;
         let _ = established().receive(&bytes, view!(), &mut Outbox::default());
+    }
+}
+
+/// A batch of another door, as a shard returns it: `count` records at `offset`, gzip, with a header each.
+fn foreign_frame(count: i64, offset: u64, producer_id: i64, frame_flags: u8) -> Vec<u8> {
+    use std::io::Write;
+    let mut records = Vec::new();
+    for delta in 0..count {
+        // Zigzag: attributes, time delta, offset delta, key "k", value null, one header "h" without a value.
+        let record = [0, 2 * delta as u8, 2 * delta as u8, 2, b'k', 1, 2, 2, b'h', 1];
+        records.push(2 * record.len() as u8);
+        records.extend(record);
+    }
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&records).unwrap();
+    let mut body = vec![0; 61];
+    body.extend(gzip.finish().unwrap());
+    (body[16], body[22]) = (2, 1);
+    body[23..27].copy_from_slice(&(count as u32 - 1).to_be_bytes());
+    body[27..35].copy_from_slice(&1_000i64.to_be_bytes());
+    body[57..61].copy_from_slice(&(count as u32).to_be_bytes());
+    let mut bytes = [vec![0; 64], body].concat();
+    let identity = Identity { producer_id: ProducerId(producer_id), flags: frame_flags, ..Identity::plain(PartitionId(3)) };
+    frame::seal(&mut bytes, Format::Kafka, count as u32, identity);
+    let stamp = ringmain_wire::BrokerHalf::stamp(bytes.len() as u32, Offset(offset), 5, 1);
+    bytes[..32].copy_from_slice(&stamp);
+    bytes.resize(ringmain_wire::align_up(bytes.len()), 0);
+    bytes
+}
+
+/// The frames that a fetch with these flags gets for what a shard returned.
+fn fetched_with(request_flags: u32, frames: Vec<u8>, aborted: Vec<crate::request::transaction::AbortedTransaction>) -> Vec<u8> {
+    let mut session = established();
+    let mut out = Outbox::default();
+    let fetch = FetchRequest {
+        version: CONTROL_VERSION,
+        reserved: 0,
+        partition: 3,
+        offset: 0,
+        min_bytes: 1,
+        max_bytes: 1 << 20,
+        max_wait_ms: 0,
+        flags: request_flags,
+    };
+    let bytes = request(Op::Fetch, 9, &fetch.to_bytes());
+    let Ok(Received::Request { id, .. }) = session.receive(&bytes, view!(), &mut out) else { panic!("refused") };
+    let head = Fetched {
+        partition: PartitionId(3),
+        high_watermark: Offset(100),
+        last_stable: Offset(100),
+        log_start: Offset(0),
+        next_offset: Offset(100),
+        bytes: frames.len() as u32,
+        aborted: aborted.into(),
+    };
+    let is_read = session.reads_frames(id, &head);
+    session.reply(id, Reply::Fetched { head, data: FetchData::Owned(frames.clone()) }, false, view!(), &mut out);
+    let mut sent = Vec::new();
+    for piece in out.pieces {
+        match piece {
+            Piece::Bytes(bytes) | Piece::Frames { data: FetchData::Owned(bytes), .. } => sent.extend(bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+    let envelope = Envelope::read(&sent).unwrap();
+    assert_eq!(envelope.len as usize, sent.len() - Envelope::BYTES);
+    let sent = sent[Envelope::BYTES + FetchReply::BYTES..].to_vec();
+    assert!(is_read || sent == frames, "what isn't read isn't changed");
+    sent
+}
+
+#[test]
+fn foreign_batches_come_as_native_ones_to_who_asks_for_that() {
+    let frames = [foreign_frame(3, 10, -1, 0), foreign_frame(2, 13, -1, 0)].concat();
+    assert_eq!(fetched_with(0, frames.clone(), Vec::new()), frames);
+    let sent = fetched_with(control::TRANSCODE, frames, Vec::new());
+    let mut read = Vec::new();
+    for frame in frame::frames(&sent).map(Result::unwrap) {
+        frame.verify_header().and_then(|()| frame.verify_body()).unwrap();
+        assert_eq!((frame.header.producer.format, frame.partition()), (Format::Native as u8, PartitionId(3)));
+        let records = ringmain_wire::Records::new(frame.body(), frame.header.producer.record_count).unwrap();
+        for (record, offset) in records.map(Result::unwrap).zip(frame.base_offset().0..) {
+            let headers: Vec<_> = ringmain_wire::record::headers(record.headers).map(Option::unwrap).collect();
+            assert_eq!((record.key, record.value, headers), (Some(&b"k"[..]), None, vec![(&b"h"[..], None)]));
+            read.push((offset, record.timestamp_ms));
+        }
+    }
+    assert_eq!(read, [(10, 1_000), (11, 1_001), (12, 1_002), (13, 1_000), (14, 1_001)]);
+}
+
+#[test]
+fn foreign_batch_that_lies_about_its_records_is_an_error_behind_the_good_ones() {
+    let mut lying = foreign_frame(2, 13, -1, 0);
+    // Another number of records than are in it; the log's checksums are right.
+    lying.truncate(FrameHeader::read(&lying).unwrap().broker.len as usize);
+    frame::seal(&mut lying, Format::Kafka, 5, Identity::plain(PartitionId(3)));
+    let stamp = ringmain_wire::BrokerHalf::stamp(lying.len() as u32, Offset(13), 5, 1);
+    lying[..32].copy_from_slice(&stamp);
+    lying.resize(ringmain_wire::align_up(lying.len()), 0);
+    let sent = fetched_with(control::TRANSCODE, [foreign_frame(3, 10, -1, 0), lying].concat(), Vec::new());
+    let offsets: Vec<_> = frame::frames(&sent).map(|frame| frame.unwrap().base_offset().0).collect();
+    assert_eq!(offsets, [10]);
+}
+
+#[test]
+fn what_aborted_transactions_wrote_is_left_out() {
+    let transactional = frame::flags::TRANSACTIONAL;
+    let frames = [foreign_frame(1, 10, 7, transactional), foreign_frame(1, 11, 8, transactional), foreign_frame(1, 12, 7, 0)].concat();
+    let aborted =
+        crate::request::transaction::AbortedTransaction { producer_id: ProducerId(7), first_offset: Offset(10), last_offset: Offset(14) };
+    for request_flags in [0, control::TRANSCODE] {
+        let sent = fetched_with(request_flags, frames.clone(), vec![aborted]);
+        let offsets: Vec<_> = frame::frames(&sent).map(|frame| frame.unwrap().base_offset().0).collect();
+        assert_eq!(offsets, [11, 12]);
     }
 }

@@ -36,7 +36,6 @@ fn kcat_produces_lists_and_consumes() {
 }
 
 #[test]
-#[ignore = "needs the group APIs"]
 fn kcat_in_a_group_and_in_a_transaction() {
     if clients().is_none() {
         return;

@@ -1,8 +1,9 @@
-//! Every transactional id of every shard.
+//! The transactional ids that this node coordinates: clients ask every node, and put the answers together.
 
 use kafka_protocol::messages::list_transactions_response::TransactionState;
 use kafka_protocol::messages::{ListTransactionsResponse, ProducerId, TransactionalId};
 
+use super::metadata::node_of_shard;
 use super::{Call, Context, encode, text, transaction};
 use crate::frontend::kafka::decode::ListTransactionsRequest;
 use crate::frontend::kafka::errors;
@@ -58,7 +59,11 @@ impl Call for ListTransactions {
 
     fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
         let now_ms = context.view.now.wall_ms;
-        let states = self.found.iter().filter(|listing| self.is_wanted(listing, now_ms)).map(|listing| {
+        let is_here = |listing: &TransactionListing| {
+            node_of_shard(context.view.catalog.coordinator(&listing.transactional_id).0, context.config) == context.config.node
+        };
+        let found = self.found.iter().filter(|listing| is_here(listing) && self.is_wanted(listing, now_ms));
+        let states = found.map(|listing| {
             TransactionState::default()
                 .with_transactional_id(TransactionalId(text(listing.transactional_id.clone())))
                 .with_producer_id(ProducerId(listing.producer.id.0))

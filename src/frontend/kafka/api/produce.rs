@@ -34,7 +34,9 @@ struct Part {
     index: i32,
     error: i16,
     base_offset: i64,
+    /// As the response has it: -1 where record times are their producer's.
     append_time_ms: i64,
+    stamps: bool,
     message: String,
 }
 
@@ -105,9 +107,11 @@ impl Call for Produce {
                 self.topics.push(TopicParts { name: known.unwrap_or_else(|| step.topic.into()), parts: Vec::new() });
             }
             let parts = &mut self.topics.last_mut().expect("pushed above").parts;
-            let mut part = Part { index: step.index, error: errors::NONE, base_offset: -1, append_time_ms: -1, message: String::new() };
+            let mut part =
+                Part { index: step.index, error: errors::NONE, base_offset: -1, append_time_ms: -1, stamps: false, message: String::new() };
             match framed {
                 Ok((request, _)) => {
+                    part.stamps = context.view.catalog.topic(step.topic).is_some_and(|topic| topic.config.append_time);
                     parts.push(part);
                     return Some((number, request));
                 }
@@ -123,7 +127,10 @@ impl Call for Produce {
     fn answer(&mut self, number: u32, reply: Reply, _context: &mut Context<'_>) {
         let Some(part) = self.part(number) else { return };
         match reply {
-            Reply::Produced { base_offset, .. } => part.base_offset = base_offset.0 as i64,
+            Reply::Produced { base_offset, append_time_ms, .. } => {
+                part.base_offset = base_offset.0 as i64;
+                part.append_time_ms = if part.stamps { append_time_ms } else { -1 };
+            }
             Reply::Failed(failure) => {
                 part.error = errors::code(&failure);
                 part.message = if failure.message.is_empty() { failure.code.text().into() } else { failure.message };

@@ -106,7 +106,7 @@ fn calls_reach_the_broker_and_refusals_come_back_typed() {
     let frame = builder.finish(ringmain_wire::frame::Identity::plain(PartitionId(11)));
     assert_eq!(client.produce_frame(frame).unwrap().base_offset, 0);
     let request =
-        FetchRequest { version: 1, reserved: 0, partition: 11, offset: 0, min_bytes: 1, max_bytes: 1 << 20, max_wait_ms: 0, reserved2: 0 };
+        FetchRequest { version: 1, reserved: 0, partition: 11, offset: 0, min_bytes: 1, max_bytes: 1 << 20, max_wait_ms: 0, flags: 0 };
     let (head, body) = client.fetch_frames(&request).unwrap();
     assert_eq!((head.next_offset, body.len()), (1, FetchReply::BYTES + ringmain_wire::align_up(frame.len())));
 }
