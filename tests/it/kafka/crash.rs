@@ -57,7 +57,6 @@ fn said(name: &str, client: &mut Running) -> String {
 }
 
 #[test]
-#[ignore = "not yet run with all APIs in one broker"]
 fn kills_under_idempotent_producers_groups_and_copies() {
     let Some(clients) = clients() else { return };
     let mut broker = lasting_broker("kafka-kills");
@@ -74,7 +73,6 @@ fn kills_under_idempotent_producers_groups_and_copies() {
 }
 
 #[test]
-#[ignore = "not yet run with all APIs in one broker"]
 fn kills_under_transactions() {
     let Some(clients) = clients() else { return };
     let mut broker = lasting_broker("kafka-kills-transactions");
@@ -85,7 +83,6 @@ fn kills_under_transactions() {
 }
 
 #[test]
-#[ignore = "not yet run with all APIs in one broker"]
 fn client_and_broker_die_in_a_transaction() {
     let Some(clients) = clients() else { return };
     let mut broker = lasting_broker("kafka-crash-transaction");
