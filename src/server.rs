@@ -49,6 +49,8 @@ use memory::CoreMemory;
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// A core thread that has failed at start ends within this time.
 const FAILED_PATIENCE: Duration = Duration::from_secs(5);
+/// Files kept for a full disk, at most.
+const RESERVE_FILES_MAX: usize = 8;
 /// Most requests a native connection may have unanswered.
 const NATIVE_IN_FLIGHT_MAX: u32 = 1024;
 
@@ -263,7 +265,12 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let mut doors = open_doors(config, &core_of_shard, cores.len(), waiting)?;
     let defaults = JanitorOptions::default();
     // A file longer than a segment would keep blocks that nobody writes.
-    let janitor_options = JanitorOptions { file_bytes: defaults.file_bytes.min(u64::from(segment_bytes)), ..defaults };
+    let janitor_options = JanitorOptions {
+        file_bytes: defaults.file_bytes.min(u64::from(segment_bytes)),
+        // A start on a full disk needs one for each shard.
+        reserve_files: usize::from(shard_count).min(RESERVE_FILES_MAX),
+        ..defaults
+    };
     let janitor = Janitor::start(directory.clone(), janitor_options).map_err(system("starting the janitor"))?;
     let broker = Arc::new(Broker {
         io: io.name,

@@ -414,6 +414,27 @@ fn file_is_opened_when_the_last_writer_of_a_killed_process_is_gone() {
 }
 
 #[test]
+fn start_on_a_full_disk_takes_each_file_made_ahead_once_and_no_used_one() {
+    let dir = TempDir::new();
+    let used = {
+        let directory = dir.open();
+        let files = [2, 3, 2].map(|blocks| directory.create(blocks * BLOCK).expect("created").file);
+        let mut volume = FileVolume::new(directory);
+        volume.write_durable(files[1], 0, &[7; BLOCK as usize]).expect("written");
+        files[1]
+    };
+    let directory = dir.open();
+    directory.set_limit_bytes(8 * BLOCK);
+    let mut volume = FileVolume::new(directory.clone());
+    let made = volume.create(BLOCK).expect("there is room");
+    let mut taken = [volume.create(BLOCK), volume.create(BLOCK)].map(|file| file.expect("one made ahead").file);
+    taken.sort();
+    assert_eq!(taken, [FileId(0), FileId(2)]);
+    assert!(!taken.contains(&used) && !taken.contains(&made.file));
+    assert_eq!(Fault::from(volume.create(BLOCK).unwrap_err()), Fault::DiskFull);
+}
+
+#[test]
 fn full_disk_leaves_no_half_file_and_old_lengths() {
     let dir = TempDir::new();
     let directory = dir.open();

@@ -52,6 +52,8 @@ pub struct Directory {
     /// Every segment file opened so far.
     files: Mutex<HashMap<FileId, Arc<OpenFile>>>,
     next_id: AtomicU32,
+    /// Files that were there at the start and may be blank have lower numbers than this; those from here on were looked at.
+    blank_below: Mutex<u32>,
     /// Sum of the lengths of all segment files.
     held_bytes: AtomicU64,
     /// `held_bytes` may not exceed it.
@@ -126,6 +128,7 @@ impl Directory {
             direct_io,
             files: Mutex::default(),
             next_id: AtomicU32::new(next_id),
+            blank_below: Mutex::new(next_id),
             held_bytes: AtomicU64::new(held_bytes),
             limit_bytes: AtomicU64::new(u64::MAX),
             zero_filled_bytes: AtomicU64::new(0),
@@ -209,6 +212,32 @@ impl Directory {
         }
         made?;
         Ok(SegmentFile { file, written_bytes })
+    }
+
+    /// A file that was made ahead before this start and never written to, so that no shard can own it. Each is given once.
+    ///
+    /// What a start lives on when the disk is full: the janitor keeps such files for it.
+    pub fn take_blank(&self) -> io::Result<Option<SegmentFile>> {
+        let mut below = self.blank_below.lock().expect("no panic while held");
+        let mut block = AlignedBytes::zeroed(BLOCK_BYTES);
+        while *below > 0 {
+            *below -= 1;
+            let file = FileId(*below);
+            let open = match self.file(file) {
+                Ok(open) => open,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let written_bytes = written_bytes(&open.file)?;
+            if written_bytes < BLOCK_BYTES as u64 {
+                continue;
+            }
+            open.file.read_exact_at(&mut block, 0)?;
+            if block.iter().all(|byte| *byte == 0) {
+                return Ok(Some(SegmentFile { file, written_bytes }));
+            }
+        }
+        Ok(None)
     }
 
     fn create_as(&self, temporary: &str, written_bytes: u64) -> io::Result<File> {
@@ -373,7 +402,10 @@ impl Volume for FileVolume {
     }
 
     fn create(&mut self, written_bytes: u64) -> io::Result<SegmentFile> {
-        self.directory.create(written_bytes)
+        match self.directory.create(written_bytes) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => self.directory.take_blank()?.ok_or(error),
+            made => made,
+        }
     }
 
     fn extend(&mut self, file: FileId, to_bytes: u64) -> io::Result<SegmentFile> {

@@ -230,7 +230,14 @@ fn full_disk_refuses_serves_and_resumes() {
     let client = broker.client();
     assert_eq!(client.read_offset("reader", PartitionId(keep)).unwrap().offset, Some(5));
     let mut wire = Wire::greet(&broker);
-    assert_eq!(wire.call(Op::Produce, &frame).unwrap_err().0, ringmain_client::wire::ErrorCode::DiskFull);
+    // The file that the start lives on takes a little more.
+    let refused = loop {
+        match wire.call(Op::Produce, &frame) {
+            Ok(_) => stored += 1,
+            Err((code, _)) => break code,
+        }
+    };
+    assert_eq!(refused, ringmain_client::wire::ErrorCode::DiskFull);
     assert_eq!(client.list_offset(PartitionId(fill), -1).unwrap().offset, stored * 256, "acknowledged and lost");
     // Room comes back, and writing goes on by itself.
     client.delete_topic("fill").unwrap();

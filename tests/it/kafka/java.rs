@@ -150,7 +150,7 @@ fn java_tools_for_groups_and_transactions() {
     let again = t.run("consumer.ConsoleConsumer", &["--topic", "g", "--group", "readers", "--max-messages", "50"]);
     assert_eq!(again.lines().count(), 50);
     contains(&t.run(group, &["--delete-offsets", "--group", "readers", "--topic", "g"]), &["Successful"]);
-    contains(&t.run(group, &["--delete", "--group", "readers"]), &["were successful"]);
+    contains(&t.run(group, &["--delete", "--group", "readers"]), &["successful"]);
     // Which the tool calls a success.
     let gone = output(t.clients.java(&class(group)).args(["--bootstrap-server", &t.address, "--describe", "--group", "readers"]), b"");
     contains(&(tail(&gone.stdout) + &tail(&gone.stderr)), &["group 'readers' does not exist"]);
