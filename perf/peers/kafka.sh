@@ -61,7 +61,7 @@ offsets.topic.replication.factor=1
 log.retention.bytes=4000000000
 $([ "$1" = kafka ] || echo log.flush.interval.messages=1)
 P
-        CLASSPATH="$jars/*" java kafka.tools.StorageTool format --standalone -t MkU3OEVBNTcwNTJENDM2Qg -c "$into/server.properties" >/dev/null
+        CLASSPATH="$jars/*" java kafka.tools.StorageTool format --standalone -t MkU3OEVBNTcwNTJENDM2Qg -c "$into/server.properties" >/dev/null 2>&1
         CLASSPATH="$jars/*" taskset -c 1 java -Xms1g -Xmx1g -server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 kafka.Kafka "$into/server.properties" >"$into/log" 2>&1 &
     fi
     broker=$!
