@@ -13,7 +13,6 @@
 pub mod api;
 mod batch;
 pub mod decode;
-#[allow(dead_code)] // A table is there before all who look into it.
 mod errors;
 pub(super) mod records;
 #[cfg(test)]

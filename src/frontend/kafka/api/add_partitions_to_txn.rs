@@ -28,7 +28,7 @@ impl AddPartitionsToTxn {
         let mut partitions = Vec::new();
         let topics = request.topics.iter().map(|topic| {
             let parts = topic.partitions.iter().map(|index| {
-                let found = transaction::partition(context, topic.name, *index);
+                let found = context.partition(topic.name, *index);
                 partitions.extend(found);
                 (*index, if found.is_some() { errors::NONE } else { errors::UNKNOWN_TOPIC_OR_PARTITION })
             });

@@ -34,6 +34,18 @@ struct Change {
     value: Option<String>,
 }
 
+impl Resource {
+    fn new(kind: i8, name: &str, settings: impl Iterator<Item = Change>) -> Resource {
+        Resource { kind, name: name.to_owned(), settings: settings.collect(), refused: None }
+    }
+}
+
+impl Change {
+    fn new(name: &str, operation: i8, value: Option<&str>) -> Change {
+        Change { name: name.to_owned(), operation, value: value.map(str::to_owned) }
+    }
+}
+
 /// What is to be done with a setting.
 const SET: i8 = 0;
 const DELETE: i8 = 1;
@@ -43,30 +55,18 @@ const SUBTRACT: i8 = 3;
 impl AlterConfigs {
     /// Everything anew.
     pub fn all(request: &AlterConfigsRequest<'_>) -> AlterConfigs {
-        let resources = request.resources.iter().map(|resource| Resource {
-            kind: resource.resource_type,
-            name: resource.resource_name.to_owned(),
-            settings: resource
-                .configs
-                .iter()
-                .map(|c| Change { name: c.name.into(), operation: SET, value: c.value.map(Into::into) })
-                .collect(),
-            refused: None,
+        let resources = request.resources.iter().map(|resource| {
+            let settings = resource.configs.iter().map(|config| Change::new(config.name, SET, config.value));
+            Resource::new(resource.resource_type, resource.resource_name, settings)
         });
         AlterConfigs { is_incremental: false, validate_only: request.validate_only, resources: resources.collect() }
     }
 
     /// One by one.
     pub fn incremental(request: &IncrementalAlterConfigsRequest<'_>) -> AlterConfigs {
-        let resources = request.resources.iter().map(|resource| Resource {
-            kind: resource.resource_type,
-            name: resource.resource_name.to_owned(),
-            settings: resource
-                .configs
-                .iter()
-                .map(|c| Change { name: c.name.into(), operation: c.config_operation, value: c.value.map(Into::into) })
-                .collect(),
-            refused: None,
+        let resources = request.resources.iter().map(|resource| {
+            let settings = resource.configs.iter().map(|config| Change::new(config.name, config.config_operation, config.value));
+            Resource::new(resource.resource_type, resource.resource_name, settings)
         });
         AlterConfigs { is_incremental: true, validate_only: request.validate_only, resources: resources.collect() }
     }

@@ -4,7 +4,7 @@ use kafka_protocol::messages::delete_records_response::{DeleteRecordsPartitionRe
 use kafka_protocol::messages::{DeleteRecordsResponse, TopicName};
 use ringmain_wire::{Offset, PartitionId};
 
-use super::{Call, Context, encode, text};
+use super::{Call, Context, encode, place, text};
 use crate::frontend::kafka::decode::DeleteRecordsRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -31,8 +31,7 @@ impl DeleteRecords {
         let topics = request.topics.iter().map(|topic| {
             let known = context.view.catalog.topic(topic.name);
             for wanted in &topic.partitions {
-                let place = known.and_then(|topic| topic.partitions.get(usize::try_from(wanted.index).ok()?));
-                let place = place.map(|place| PartitionId(place.partition));
+                let place = place(known, wanted.index).map(|(partition, _)| partition);
                 let error = match (place, wanted.offset) {
                     (None, _) => errors::UNKNOWN_TOPIC_OR_PARTITION,
                     (_, ..-1) => errors::OFFSET_OUT_OF_RANGE,

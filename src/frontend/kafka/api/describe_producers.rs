@@ -5,7 +5,7 @@ use kafka_protocol::messages::{DescribeProducersResponse, ProducerId, TopicName}
 use ringmain_wire::PartitionId;
 
 use super::transaction::PARTS_AT_A_TIME;
-use super::{Call, Context, encode, text, transaction};
+use super::{Call, Context, encode, text};
 use crate::frontend::kafka::decode::DescribeProducersRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -35,7 +35,7 @@ impl DescribeProducers {
         let mut parts = Vec::new();
         let topics = request.topics.iter().map(|topic| {
             for index in &topic.partition_indexes {
-                let partition = transaction::partition(context, topic.name, *index);
+                let partition = context.partition(topic.name, *index);
                 let error = if partition.is_some() { errors::NONE } else { errors::UNKNOWN_TOPIC_OR_PARTITION };
                 parts.push(Part { index: *index, partition, error, producers: Vec::new() });
             }

@@ -67,7 +67,7 @@ impl Call for DescribeTransactions {
             let state = TransactionState::default().with_error_code(error).with_transactional_id(TransactionalId(text(id)));
             let Some(TransactionDescription { listing, timeout_ms, partitions, .. }) = found else { return state };
             let mut topics: BTreeMap<String, Vec<i32>> = BTreeMap::new();
-            for (topic, index) in partitions.iter().filter_map(|partition| transaction::topic_and_index(context, *partition)) {
+            for (topic, index) in partitions.iter().filter_map(|partition| context.topic_and_index(*partition)) {
                 topics.entry(topic).or_default().push(index);
             }
             let topics =

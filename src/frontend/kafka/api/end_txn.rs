@@ -2,22 +2,18 @@
 
 use kafka_protocol::messages::EndTxnResponse;
 
-use super::{Call, Context, encode, transaction};
+use super::transaction::{self, Step};
+use super::{Call, Context, encode};
 use crate::frontend::kafka::decode::EndTxnRequest;
-use crate::frontend::kafka::errors;
 use crate::request::Reply;
 use crate::request::transaction::TransactionAction;
-use crate::router::letter::OwnedRequest;
 
 /// Since this version clients know PRODUCER_FENCED.
 const KNOWS_FENCING: i16 = 2;
 
 /// The call.
 pub struct EndTxn {
-    /// Until it is asked.
-    request: Option<OwnedRequest>,
-    knows_fencing: bool,
-    error: i16,
+    step: Step,
 }
 
 impl EndTxn {
@@ -25,23 +21,21 @@ impl EndTxn {
     pub fn open(request: &EndTxnRequest<'_>, version: i16) -> EndTxn {
         let producer = transaction::producer(request.producer_id, request.producer_epoch);
         let action = TransactionAction::End { producer, commit: request.committed };
-        let request = Some(transaction::ask(request.transactional_id, action));
-        EndTxn { request, knows_fencing: version >= KNOWS_FENCING, error: errors::NONE }
+        let request = transaction::ask(request.transactional_id, action);
+        EndTxn { step: Step::new(request, version >= KNOWS_FENCING) }
     }
 }
 
 impl Call for EndTxn {
     fn begin(&mut self, context: &mut Context<'_>) {
-        if let Some(request) = self.request.take() {
-            context.ask(0, request);
-        }
+        self.step.begin(context);
     }
 
     fn answer(&mut self, _part: u32, reply: Reply, _context: &mut Context<'_>) {
-        self.error = transaction::done(&reply, self.knows_fencing);
+        self.step.answer(&reply);
     }
 
     fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
-        encode(&EndTxnResponse::default().with_error_code(self.error), version, out)
+        encode(&EndTxnResponse::default().with_error_code(self.step.error), version, out)
     }
 }

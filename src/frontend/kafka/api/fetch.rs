@@ -9,7 +9,7 @@ use kafka_protocol::messages::{FetchResponse, ProducerId, TopicName};
 use ringmain_wire::{Offset, PartitionId, ShardId, frame};
 
 use super::metadata::leader_epoch;
-use super::{Call, Context, encode, text};
+use super::{Call, Context, TopicParts, check_epoch, encode, place, text};
 use crate::frontend::kafka::decode::{FetchPartition, FetchRequest};
 use crate::frontend::kafka::{errors, records};
 use crate::request::{Fetch as ShardFetch, FetchData, Fetched, Reply, Watch};
@@ -42,11 +42,6 @@ pub struct Fetch {
     is_last_round: bool,
 }
 
-struct TopicParts {
-    name: String,
-    part_count: usize,
-}
-
 struct Part {
     index: i32,
     from: Offset,
@@ -69,9 +64,7 @@ impl Fetch {
         let topics = request.topics.iter().map(|topic| {
             let known = context.view.catalog.topic(topic.name);
             for wanted in &topic.partitions {
-                let place = known.and_then(|topic| topic.partitions.get(usize::try_from(wanted.index).ok()?));
-                let place = place.map(|place| (PartitionId(place.partition), ShardId(place.shard)));
-                parts.push(Part::new(wanted, place, context));
+                parts.push(Part::new(wanted, place(known, wanted.index), context));
             }
             TopicParts { name: topic.name.to_owned(), part_count: topic.partitions.len() }
         });
@@ -195,12 +188,10 @@ impl Fetch {
 impl Part {
     fn new(wanted: &FetchPartition, place: Option<(PartitionId, ShardId)>, context: &Context<'_>) -> Part {
         let epoch = place.map_or(-1, |(_, shard)| leader_epoch(shard.0, context.config));
-        let error = match place {
-            None => errors::UNKNOWN_TOPIC_OR_PARTITION,
-            Some(_) if wanted.current_leader_epoch >= 0 && wanted.current_leader_epoch < epoch => errors::FENCED_LEADER_EPOCH,
-            Some(_) if wanted.current_leader_epoch > epoch => errors::UNKNOWN_LEADER_EPOCH,
-            Some(_) if wanted.fetch_offset < 0 => errors::OFFSET_OUT_OF_RANGE,
-            Some(_) => errors::NONE,
+        let error = match (place, check_epoch(wanted.current_leader_epoch, epoch)) {
+            (None, _) => errors::UNKNOWN_TOPIC_OR_PARTITION,
+            (Some(_), errors::NONE) if wanted.fetch_offset < 0 => errors::OFFSET_OUT_OF_RANGE,
+            (Some(_), error) => error,
         };
         Part {
             index: wanted.index,

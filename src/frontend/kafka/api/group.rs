@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use ringmain_wire::{ErrorCode, PartitionId};
+use ringmain_wire::ErrorCode;
 
-use super::Context;
 use crate::frontend::kafka::errors;
 use crate::request::Failure;
 use crate::request::group::{GroupAction, GroupPhase, GroupRequest, MemberRef};
@@ -28,19 +27,6 @@ pub fn code(failure: &Failure) -> i16 {
         ErrorCode::LimitExceeded => errors::GROUP_MAX_SIZE_REACHED,
         _ => errors::code(failure),
     }
-}
-
-/// The partition that a topic's name and an index mean.
-pub fn partition(context: &Context<'_>, topic: &str, index: i32) -> Option<PartitionId> {
-    let topic = context.view.catalog.topic(topic)?;
-    topic.partitions.get(usize::try_from(index).ok()?).map(|place| PartitionId(place.partition))
-}
-
-/// A partition as clients name it; `None` = it has just gone.
-pub fn topic_and_index(context: &Context<'_>, partition: PartitionId) -> Option<(String, i32)> {
-    let entry = context.view.catalog.partition(partition)?;
-    let topic = context.view.catalog.topic_by_id(entry.topic)?;
-    Some((topic.name.to_string(), entry.index as i32))
 }
 
 /// A phase by Kafka's name.

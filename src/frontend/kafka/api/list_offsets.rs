@@ -6,7 +6,7 @@ use ringmain_wire::control::{EARLIEST, LATEST, NEWEST};
 use ringmain_wire::{Offset, PartitionId, ShardId, frame};
 
 use super::metadata::leader_epoch;
-use super::{Call, Context, encode, text};
+use super::{Call, Context, TopicParts, check_epoch, encode, place, text};
 use crate::frontend::kafka::decode::{ListOffsetsPartition, ListOffsetsRequest};
 use crate::frontend::kafka::{errors, records};
 use crate::request::{Fetch, FetchData, Reply};
@@ -27,11 +27,6 @@ pub struct ListOffsets {
 /// Partitions asked at a time: a batch of each may be in memory.
 const PARTS_AT_A_TIME: usize = 16;
 
-struct TopicParts {
-    name: String,
-    part_count: usize,
-}
-
 struct Part {
     index: i32,
     place: Option<(PartitionId, ShardId)>,
@@ -48,9 +43,7 @@ impl ListOffsets {
         let topics = request.topics.iter().map(|topic| {
             let known = context.view.catalog.topic(topic.name);
             for wanted in &topic.partitions {
-                let place = known.and_then(|topic| topic.partitions.get(usize::try_from(wanted.index).ok()?));
-                let place = place.map(|place| (PartitionId(place.partition), ShardId(place.shard)));
-                parts.push(Part::new(wanted, place, version, context));
+                parts.push(Part::new(wanted, place(known, wanted.index), version, context));
             }
             TopicParts { name: topic.name.to_owned(), part_count: topic.partitions.len() }
         });
@@ -75,12 +68,10 @@ impl Part {
     fn new(wanted: &ListOffsetsPartition, place: Option<(PartitionId, ShardId)>, version: i16, context: &Context<'_>) -> Part {
         let epoch = place.map_or(-1, |(_, shard)| leader_epoch(shard.0, context.config));
         let least = if version >= 7 { NEWEST } else { EARLIEST };
-        let error = match place {
-            None => errors::UNKNOWN_TOPIC_OR_PARTITION,
-            Some(_) if wanted.current_leader_epoch >= 0 && wanted.current_leader_epoch < epoch => errors::FENCED_LEADER_EPOCH,
-            Some(_) if wanted.current_leader_epoch > epoch => errors::UNKNOWN_LEADER_EPOCH,
-            Some(_) if wanted.timestamp < least => errors::UNSUPPORTED_VERSION,
-            Some(_) => errors::NONE,
+        let error = match (place, check_epoch(wanted.current_leader_epoch, epoch)) {
+            (None, _) => errors::UNKNOWN_TOPIC_OR_PARTITION,
+            (Some(_), errors::NONE) if wanted.timestamp < least => errors::UNSUPPORTED_VERSION,
+            (Some(_), error) => error,
         };
         let place = place.filter(|_| error == errors::NONE);
         Part { index: wanted.index, place, wanted: wanted.timestamp, error, offset: -1, timestamp_ms: -1 }

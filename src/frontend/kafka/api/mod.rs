@@ -32,6 +32,7 @@ mod offset_commit;
 mod offset_delete;
 mod offset_fetch;
 mod offset_for_leader_epoch;
+mod offsets;
 mod produce;
 mod sasl;
 mod sync_group;
@@ -42,12 +43,14 @@ use std::net::IpAddr;
 
 use kafka_protocol::messages::ApiKey;
 use kafka_protocol::protocol::{Encodable, StrBytes};
+use ringmain_wire::{PartitionId, ShardId};
 
 use super::decode::{Request, RequestHeader};
-use super::{ASIDE, KafkaConfig};
+use super::{ASIDE, KafkaConfig, errors};
 use crate::frontend::{Ends, View};
 use crate::request::{Reply, Request as ShardRequest};
 use crate::router::letter::OwnedRequest;
+use crate::shard::catalog::Topic;
 
 /// What is served of one API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +166,18 @@ impl<'a> Context<'a> {
         self.config.nodes.iter().zip(0..).map(move |(node, id)| (id, host(node), node.port))
     }
 
+    /// The partition that a topic's name and an index mean.
+    pub fn partition(&self, topic: &str, index: i32) -> Option<PartitionId> {
+        place(self.view.catalog.topic(topic), index).map(|(partition, _)| partition)
+    }
+
+    /// A partition as clients name it; `None` = it has just gone.
+    pub fn topic_and_index(&self, partition: PartitionId) -> Option<(String, i32)> {
+        let entry = self.view.catalog.partition(partition)?;
+        let topic = self.view.catalog.topic_by_id(entry.topic)?;
+        Some((topic.name.to_string(), entry.index as i32))
+    }
+
     /// Asks a shard or the router; the answer comes with the same number.
     pub fn ask(&mut self, part: u32, request: OwnedRequest) {
         debug_assert!(part & ASIDE == 0);
@@ -173,6 +188,27 @@ impl<'a> Context<'a> {
     pub fn ask_aside(&mut self, part: u32, request: OwnedRequest) {
         self.asks.push((part | ASIDE, request));
     }
+}
+
+/// The partition of that index, and its shard, if the topic is known and has one.
+fn place(topic: Option<&Topic>, index: i32) -> Option<(PartitionId, ShardId)> {
+    let place = topic?.partitions.get(usize::try_from(index).ok()?)?;
+    Some((PartitionId(place.partition), ShardId(place.shard)))
+}
+
+/// What a client is told that claims to know the epoch of a partition's leader; negative = it claims nothing.
+fn check_epoch(claimed: i32, current: i32) -> i16 {
+    match claimed {
+        _ if claimed > current => errors::UNKNOWN_LEADER_EPOCH,
+        0.. if claimed < current => errors::FENCED_LEADER_EPOCH,
+        _ => errors::NONE,
+    }
+}
+
+/// A topic of a request whose partitions are in one list with those of the others, in order.
+struct TopicParts {
+    name: String,
+    part_count: usize,
 }
 
 /// A call that has been decoded, and the version it is answered in.

@@ -33,7 +33,7 @@ impl OffsetDelete {
     pub fn open(request: &OffsetDeleteRequest<'_>, context: &Context<'_>) -> OffsetDelete {
         let topics = request.topics.iter().map(|topic| {
             let parts = topic.partitions.iter().map(|wanted| {
-                let partition = group::partition(context, topic.name, wanted.index);
+                let partition = context.partition(topic.name, wanted.index);
                 let error = if partition.is_some() { errors::NONE } else { errors::UNKNOWN_TOPIC_OR_PARTITION };
                 Part { index: wanted.index, partition, error }
             });

@@ -61,7 +61,7 @@ impl OffsetFetch {
 impl Group {
     fn new(name: &str, topics: Option<&[OffsetFetchTopic<'_>]>, context: &Context<'_>) -> Group {
         let wanted = |topic: &OffsetFetchTopic<'_>| {
-            let parts = topic.partition_indexes.iter().map(|index| (*index, group::partition(context, topic.name, *index)));
+            let parts = topic.partition_indexes.iter().map(|index| (*index, context.partition(topic.name, *index)));
             (topic.name.to_owned(), parts.collect())
         };
         Group {
@@ -81,7 +81,7 @@ impl Group {
         }
         let mut topics: BTreeMap<String, Vec<Found>> = BTreeMap::new();
         for partition in self.offsets.keys().chain(&self.unstable) {
-            if let Some((topic, index)) = group::topic_and_index(context, *partition) {
+            if let Some((topic, index)) = context.topic_and_index(*partition) {
                 topics.entry(topic).or_default().push(self.found(index, Some(*partition)));
             }
         }

@@ -7,7 +7,7 @@ use ringmain_wire::PartitionId;
 use ringmain_wire::control::LATEST;
 
 use super::metadata::leader_epoch;
-use super::{Call, Context, encode, text};
+use super::{Call, Context, check_epoch, encode, place, text};
 use crate::frontend::kafka::decode::OffsetForLeaderEpochRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -34,17 +34,15 @@ impl OffsetForLeaderEpoch {
         for topic in &request.topics {
             let known = context.view.catalog.topic(topic.topic);
             parts.extend(topic.partitions.iter().map(|wanted| {
-                let place = known.and_then(|topic| topic.partitions.get(usize::try_from(wanted.partition).ok()?));
-                let current = place.map_or(-1, |place| leader_epoch(place.shard, context.config));
+                let place = place(known, wanted.partition);
+                let current = place.map_or(-1, |(_, shard)| leader_epoch(shard.0, context.config));
                 let error = match place {
                     None => errors::UNKNOWN_TOPIC_OR_PARTITION,
-                    Some(_) if wanted.current_leader_epoch > current => errors::UNKNOWN_LEADER_EPOCH,
-                    Some(_) if (0..current).contains(&wanted.current_leader_epoch) => errors::FENCED_LEADER_EPOCH,
-                    Some(_) => errors::NONE,
+                    Some(_) => check_epoch(wanted.current_leader_epoch, current),
                 };
                 // An epoch that hasn't been yet has no end.
                 let is_known = error == errors::NONE && (0..=current).contains(&wanted.leader_epoch);
-                let partition = place.filter(|_| is_known).map(|place| PartitionId(place.partition));
+                let partition = place.filter(|_| is_known).map(|(partition, _)| partition);
                 Part { index: wanted.partition, partition, epoch: wanted.leader_epoch, error, end: -1 }
             }));
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{ProduceResponse, TopicName};
 
-use super::{Call, Context, encode, text};
+use super::{Call, Context, encode, place, text};
 use crate::frontend::kafka::batch;
 use crate::frontend::kafka::decode::{HEAP_MAX_BYTES, ProduceStep, ProduceWalk};
 use crate::frontend::kafka::errors::{self, Refused};
@@ -64,12 +64,11 @@ impl Produce {
             return Err(Refused { code: errors::INVALID_REQUIRED_ACKS, message: format!("acks {}; -1, 0 and 1 are known", self.acks) });
         }
         let topic = context.view.catalog.topic(step.topic);
-        let place = topic.and_then(|topic| topic.partitions.get(usize::try_from(step.index).ok()?));
-        let (Some(topic), Some(place)) = (topic, place) else {
+        let (Some(topic), Some((partition, _))) = (topic, place(topic, step.index)) else {
             return Err(Refused { code: errors::UNKNOWN_TOPIC_OR_PARTITION, message: String::new() });
         };
         let records = step.records.unwrap_or_default();
-        let frame = batch::frame(records, ringmain_wire::PartitionId(place.partition), self.version)?;
+        let frame = batch::frame(records, partition, self.version)?;
         let is_transactional = frame.header.producer.flags & ringmain_wire::frame::flags::TRANSACTIONAL != 0;
         if is_transactional != self.is_transactional {
             let message = "the request's transactional id and its batches don't agree".into();

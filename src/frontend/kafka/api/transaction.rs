@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringmain_wire::{ErrorCode, PartitionId, ProducerId};
+use ringmain_wire::{ErrorCode, ProducerId};
 
 use super::Context;
 use crate::frontend::kafka::errors;
@@ -34,6 +34,34 @@ pub fn code(failure: &Failure, knows_fencing: bool) -> i16 {
     }
 }
 
+/// A call that asks the coordinator once and is told no more than whether it was done.
+pub struct Step {
+    /// Until it is asked.
+    request: Option<OwnedRequest>,
+    knows_fencing: bool,
+    /// Kafka's number.
+    pub error: i16,
+}
+
+impl Step {
+    /// Nothing asked yet. `knows_fencing`: as for [`code`].
+    pub fn new(request: OwnedRequest, knows_fencing: bool) -> Step {
+        Step { request: Some(request), knows_fencing, error: errors::NONE }
+    }
+
+    /// Asks.
+    pub fn begin(&mut self, context: &mut Context<'_>) {
+        if let Some(request) = self.request.take() {
+            context.ask(0, request);
+        }
+    }
+
+    /// Takes the answer in.
+    pub fn answer(&mut self, reply: &Reply) {
+        self.error = done(reply, self.knows_fencing);
+    }
+}
+
 /// Kafka's number for the answer to a step that has no other content.
 pub fn done(reply: &Reply, knows_fencing: bool) -> i16 {
     match reply {
@@ -41,19 +69,6 @@ pub fn done(reply: &Reply, knows_fencing: bool) -> i16 {
         Reply::Failed(failure) => code(failure, knows_fencing),
         _ => errors::UNKNOWN_SERVER_ERROR,
     }
-}
-
-/// The partition that a topic's name and an index mean.
-pub fn partition(context: &Context<'_>, topic: &str, index: i32) -> Option<PartitionId> {
-    let topic = context.view.catalog.topic(topic)?;
-    topic.partitions.get(usize::try_from(index).ok()?).map(|place| PartitionId(place.partition))
-}
-
-/// A partition as clients name it; `None` = it has just gone.
-pub fn topic_and_index(context: &Context<'_>, partition: PartitionId) -> Option<(String, i32)> {
-    let entry = context.view.catalog.partition(partition)?;
-    let topic = context.view.catalog.topic_by_id(entry.topic)?;
-    Some((topic.name.to_string(), entry.index as i32))
 }
 
 /// Kafka's name of a phase.
