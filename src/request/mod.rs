@@ -2,14 +2,17 @@
 //! `frontend::amqp`; what travels from a frontend through the router to a shard, and back, is in this folder.
 
 pub mod group;
+pub mod queue;
 pub mod transaction;
 
 use std::sync::Arc;
 
 use ringmain_wire::control::{AlterTopic, CreateTopic, Durability, PartitionState, ShardStats, StatsReply, TopicDescription, TopicInfo};
+use ringmain_wire::queue::{AlterQueue, CreateQueue};
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
 use group::{GroupListing, GroupReply, GroupRequest};
+use queue::{Forward, QueueReply, QueueRequest, Receive, Settle};
 use transaction::{
     AbortedTransaction, ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
 };
@@ -75,6 +78,24 @@ pub enum Request<'a> {
     CheckTransaction(TransactionCheck),
     /// From one shard to another.
     EndTransaction(TransactionMarker),
+    /// Messages of a queue.
+    Receive(Receive),
+    /// What becomes of messages of a queue.
+    Settle(Arc<Settle>),
+    /// About a queue in one partition.
+    Queue(Arc<QueueRequest>),
+    /// From one shard to another: store this, acknowledged as the topic asks → `Produced`.
+    Forward(Arc<Forward>),
+    /// From a router to shards of other cores: a connection that used queues there has gone → `Deleted`.
+    ConnectionGone { connection: u32, generation: u32 },
+    /// Served by shard 0 → [`QueueReply::Info`].
+    CreateQueue(Arc<CreateQueue>),
+    /// Served by shard 0 → [`QueueReply::Info`].
+    AlterQueue(Arc<AlterQueue>),
+    /// Served by shard 0 → `Deleted`.
+    DeleteQueue { name: &'a str },
+    /// Answered by the router from this core's catalog → [`QueueReply::List`]. `None` = all queues.
+    Queues { names: Option<Vec<String>> },
     /// Forget the records of a partition below an offset; `None` = below its high watermark.
     DeleteBefore { partition: PartitionId, before: Option<Offset> },
     /// Remember a consumer's position: a group without members.
@@ -161,6 +182,8 @@ pub enum Reply {
     Committed,
     /// `None` = nothing committed.
     ConsumerOffset { offset: Option<Offset>, metadata: String },
+    /// For requests about queues.
+    Queue(Box<QueueReply>),
     /// For `Group`.
     Group(Box<GroupReply>),
     /// For `ListGroups` and `ShardGroups`, in order of name.
@@ -255,6 +278,10 @@ impl Request<'_> {
                 Some(*partition)
             }
             Request::EndTransaction(marker) => Some(marker.partition),
+            Request::Receive(receive) => Some(receive.partition),
+            Request::Settle(settle) => Some(settle.partition),
+            Request::Queue(request) => Some(request.partition),
+            Request::Forward(forward) => Some(forward.partition),
             _ => None,
         }
     }

@@ -5,9 +5,11 @@
 use std::sync::Arc;
 
 use ringmain_wire::control::{AlterTopic, CreateTopic, PartitionState, ShardStats, TopicInfo};
+use ringmain_wire::queue::{AlterQueue, CreateQueue};
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
 use crate::request::group::{GroupListing, GroupReply, GroupRequest};
+use crate::request::queue::{Forward, QueueReply, QueueRequest, Receive, Settle};
 use crate::request::transaction::{
     ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
 };
@@ -91,6 +93,24 @@ pub enum OwnedRequest {
     EndTransaction(TransactionMarker),
     /// As in [`Request`]; for this core's router.
     ListTransactions,
+    /// As in [`Request`].
+    Receive(Receive),
+    /// As in [`Request`].
+    Settle(Arc<Settle>),
+    /// As in [`Request`].
+    Queue(Arc<QueueRequest>),
+    /// As in [`Request`].
+    Forward(Arc<Forward>),
+    /// As in [`Request`].
+    ConnectionGone { connection: u32, generation: u32 },
+    /// As in [`Request`].
+    CreateQueue(Arc<CreateQueue>),
+    /// As in [`Request`].
+    AlterQueue(Arc<AlterQueue>),
+    /// As in [`Request`].
+    DeleteQueue { name: String },
+    /// As in [`Request`]; for this core's router.
+    Queues { names: Option<Vec<String>> },
 }
 
 impl OwnedRequest {
@@ -130,6 +150,17 @@ impl OwnedRequest {
             Request::CheckTransaction(check) => OwnedRequest::CheckTransaction(*check),
             Request::EndTransaction(marker) => OwnedRequest::EndTransaction(*marker),
             Request::ListTransactions => OwnedRequest::ListTransactions,
+            Request::Receive(receive) => OwnedRequest::Receive(*receive),
+            Request::Settle(settle) => OwnedRequest::Settle(settle.clone()),
+            Request::Queue(request) => OwnedRequest::Queue(request.clone()),
+            Request::Forward(forward) => OwnedRequest::Forward(forward.clone()),
+            Request::ConnectionGone { connection, generation } => {
+                OwnedRequest::ConnectionGone { connection: *connection, generation: *generation }
+            }
+            Request::CreateQueue(create) => OwnedRequest::CreateQueue(create.clone()),
+            Request::AlterQueue(alter) => OwnedRequest::AlterQueue(alter.clone()),
+            Request::DeleteQueue { name } => OwnedRequest::DeleteQueue { name: (*name).into() },
+            Request::Queues { names } => OwnedRequest::Queues { names: names.clone() },
         }
     }
 
@@ -169,6 +200,17 @@ impl OwnedRequest {
             OwnedRequest::CheckTransaction(check) => Request::CheckTransaction(*check),
             OwnedRequest::EndTransaction(marker) => Request::EndTransaction(*marker),
             OwnedRequest::ListTransactions => Request::ListTransactions,
+            OwnedRequest::Receive(receive) => Request::Receive(*receive),
+            OwnedRequest::Settle(settle) => Request::Settle(settle.clone()),
+            OwnedRequest::Queue(request) => Request::Queue(request.clone()),
+            OwnedRequest::Forward(forward) => Request::Forward(forward.clone()),
+            OwnedRequest::ConnectionGone { connection, generation } => {
+                Request::ConnectionGone { connection: *connection, generation: *generation }
+            }
+            OwnedRequest::CreateQueue(create) => Request::CreateQueue(create.clone()),
+            OwnedRequest::AlterQueue(alter) => Request::AlterQueue(alter.clone()),
+            OwnedRequest::DeleteQueue { name } => Request::DeleteQueue { name },
+            OwnedRequest::Queues { names } => Request::Queues { names: names.clone() },
         }
     }
 }
@@ -211,6 +253,8 @@ pub enum OwnedReply {
     /// As in [`Reply`].
     Producers(Vec<ProducerDescription>),
     /// As in [`Reply`].
+    Queue(Box<QueueReply>),
+    /// As in [`Reply`].
     Failed(Failure),
 }
 
@@ -238,6 +282,7 @@ impl OwnedReply {
             Reply::Transaction(reply) => OwnedReply::Transaction(reply),
             Reply::Transactions(transactions) => OwnedReply::Transactions(transactions),
             Reply::Producers(producers) => OwnedReply::Producers(producers),
+            Reply::Queue(reply) => OwnedReply::Queue(reply),
             Reply::Failed(failure) => OwnedReply::Failed(failure),
             Reply::Metadata { .. } | Reply::Description(_) | Reply::Stats(_) | Reply::Coordinators(_) => {
                 OwnedReply::Failed(Failure::new(ErrorCode::Internal, "a shard gave an answer that only a router gives"))
@@ -265,6 +310,7 @@ impl OwnedReply {
             OwnedReply::Transaction(reply) => Reply::Transaction(reply),
             OwnedReply::Transactions(transactions) => Reply::Transactions(transactions),
             OwnedReply::Producers(producers) => Reply::Producers(producers),
+            OwnedReply::Queue(reply) => Reply::Queue(reply),
             OwnedReply::Failed(failure) => Reply::Failed(failure),
         }
     }

@@ -20,6 +20,7 @@ use ringmain_wire::control::{PartitionState, ShardStats, StatsReply, TopicDescri
 use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
 use crate::request::group::GroupListing;
+use crate::request::queue::{QueueReply, Receive};
 use crate::request::transaction::{TransactionAction, TransactionListing, slot_of_producer};
 use crate::request::{Failure, Fetch, Now, Origin, Reply, Request, Watch};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
@@ -107,6 +108,10 @@ pub struct Router {
     now: Now,
     /// By core: long polls there, and joins and syncs, which wait for other members.
     waiting_away: Vec<HashSet<Origin>>,
+    /// By connection of this core: shards of other cores whose queues may have delivered to it.
+    queues_away: HashMap<(u32, u32), Vec<ShardId>>,
+    /// Connections that have gone, and the shard that is to be told. Bounded by the connections that were.
+    gone: VecDeque<(ShardId, u32, u32)>,
 }
 
 /// An answer in the making, with a part from each of several shards.
@@ -141,6 +146,8 @@ impl Router {
             unapplied: HashMap::new(),
             now: Now::default(),
             waiting_away,
+            queues_away: HashMap::new(),
+            gone: VecDeque::new(),
         }
     }
 
@@ -212,6 +219,9 @@ impl Router {
             | Request::Fetch(_)
             | Request::ListOffset { .. }
             | Request::DeleteBefore { .. }
+            | Request::Receive(_)
+            | Request::Settle(_)
+            | Request::Queue(_)
             | Request::DescribeProducers { .. } => {
                 let partition = request.partition().unwrap_or(PartitionId::STATE);
                 match self.catalog.partition(partition) {
@@ -220,7 +230,17 @@ impl Router {
                 }
             }
             Request::Watch(watch) => watch.shard,
-            Request::InitProducer | Request::CreateTopic(_) | Request::AlterTopic(_) | Request::DeleteTopic { .. } => ShardId(0),
+            Request::InitProducer
+            | Request::CreateTopic(_)
+            | Request::AlterTopic(_)
+            | Request::DeleteTopic { .. }
+            | Request::CreateQueue(_)
+            | Request::AlterQueue(_)
+            | Request::DeleteQueue { .. } => ShardId(0),
+            Request::Queues { names } => {
+                let (queues, shard_ports) = (self.catalog.queue_infos(names.as_deref()), self.broker.shard_ports.clone());
+                return Ok(Some(Reply::Queue(Box::new(QueueReply::List { queues, shard_ports }))));
+            }
             Request::Metadata { topics } => return Ok(Some(self.metadata(topics.as_deref()))),
             Request::DescribeTopic { name } => return self.describe(origin, name, now),
             Request::Stats => return self.gather_stats(origin, now),
@@ -229,6 +249,8 @@ impl Router {
             | Request::ShardGroups
             | Request::ShardTransactions
             | Request::CheckTransaction(_)
+            | Request::Forward(_)
+            | Request::ConnectionGone { .. }
             | Request::EndTransaction(_) => {
                 return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnsupportedOp, "only the broker's own parts ask this"))));
             }
@@ -245,6 +267,7 @@ impl Router {
         self.take_questions(now);
         self.shards.pump(now);
         self.ask_again(now);
+        self.tell_gone(now);
         while let Some((shard, event)) = self.shards.poll_event() {
             match event {
                 ShardEvent::Ask { ticket, request } => self.ask(shard, ticket, request, now),
@@ -296,13 +319,28 @@ impl Router {
 
     /// Another pump is wanted without anything coming in.
     pub fn has_backlog(&self) -> bool {
-        self.held.is_some() || !self.unasked.is_empty() || self.shards.has_backlog()
+        self.held.is_some() || !self.unasked.is_empty() || !self.gone.is_empty() || self.shards.has_backlog()
     }
 
     /// A connection of this core has gone. Its long polls at other cores run out by themselves, because an answer
-    /// that never came would keep its slot for ever.
+    /// that never came would keep its slot for ever; but what queues there have delivered to it comes back.
     pub fn cancel(&mut self, connection: u32, generation: u32) {
         self.shards.cancel(self.core, connection, generation);
+        if let Some(shards) = self.queues_away.remove(&(connection, generation)) {
+            self.gone.extend(shards.into_iter().map(|shard| (shard, connection, generation)));
+            self.tell_gone(self.now);
+        }
+    }
+
+    /// Tells shards of other cores about connections that have gone. Without room there it is kept.
+    fn tell_gone(&mut self, now: Now) {
+        for _ in 0..self.gone.len() {
+            let Some((shard, connection, generation)) = self.gone.pop_front() else { break };
+            let origin = Origin { core: self.core, connection: ROUTER, generation: 0, request: u64::MAX };
+            if self.send(shard, origin, &Request::ConnectionGone { connection, generation }, now).is_err() {
+                self.gone.push_back((shard, connection, generation));
+            }
+        }
     }
 
     /// Lets go of the shards and the disk, which finishes what it is in.
@@ -329,6 +367,16 @@ impl Router {
                 let limit_ms = if away.len() < WAITING_AWAY_MAX { WAIT_AWAY_MAX_MS } else { WAIT_SHORT_MS };
                 away.insert(origin);
                 OwnedRequest::Watch(Arc::new(Watch { max_wait_ms: watch.max_wait_ms.min(limit_ms), ..Watch::clone(watch) }))
+            }
+            Request::Receive(receive) => {
+                let limit_ms = if away.len() < WAITING_AWAY_MAX { WAIT_AWAY_MAX_MS } else { WAIT_SHORT_MS };
+                away.insert(origin);
+                let shards = self.queues_away.entry((origin.connection, origin.generation)).or_default();
+                if !shards.contains(&shard) {
+                    shards.push(shard);
+                }
+                let (max_wait_ms, max_bytes) = (receive.max_wait_ms.min(limit_ms), receive.max_bytes.min(FETCH_AWAY_BYTES));
+                OwnedRequest::Receive(Receive { max_wait_ms, max_bytes, ..*receive })
             }
             Request::Group(asked) if asked.action.waits_for_others() => {
                 if away.len() >= WAITING_AWAY_MAX {

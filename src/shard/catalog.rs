@@ -8,10 +8,13 @@ use std::sync::Arc;
 
 use ringmain_wire::control::{AlterTopic, Cleanup, CreateTopic, NoteChange, PartitionPlace, TopicConfig, TopicInfo, TopicNote};
 use ringmain_wire::murmur2::murmur2;
+use ringmain_wire::queue::QueueInfo;
 use ringmain_wire::{ErrorCode, MAX_MESSAGE_BYTES_LIMIT, PartitionId, ShardId, TopicId, frame};
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::id_table::IdTable;
+use super::queue::catalog::{Queue, QueuePiece, Queues};
+use crate::request::queue::QueueId;
 use crate::request::{Failure, PartitionConfig};
 
 /// Longest topic name.
@@ -39,6 +42,7 @@ pub struct Catalog {
     next_partition: u32,
     /// By slot: the shard of its groups and transactional ids; empty until placed.
     slots: Vec<ShardId>,
+    queues: Queues,
 }
 
 /// One topic.
@@ -101,6 +105,13 @@ pub enum CatalogChange {
         /// By slot.
         shards: Vec<u16>,
     },
+    /// A queue is new or has new settings.
+    QueuePut(QueuePiece),
+    /// It is gone.
+    QueueDeleted {
+        /// Which.
+        queue: u32,
+    },
 }
 
 impl CatalogChange {
@@ -110,7 +121,7 @@ impl CatalogChange {
             CatalogChange::TopicCreated { topic, .. }
             | CatalogChange::TopicAltered { topic, .. }
             | CatalogChange::TopicDeleted { topic, .. } => Some(TopicId(*topic)),
-            CatalogChange::SlotsPlaced { .. } => None,
+            CatalogChange::SlotsPlaced { .. } | CatalogChange::QueuePut(_) | CatalogChange::QueueDeleted { .. } => None,
         }
     }
 }
@@ -204,6 +215,8 @@ impl Catalog {
                     self.slots = shards.iter().copied().map(ShardId).collect();
                 }
             }
+            CatalogChange::QueuePut(piece) => self.queues.put(piece),
+            CatalogChange::QueueDeleted { queue } => self.queues.delete(QueueId(*queue)),
         }
     }
 
@@ -238,6 +251,36 @@ impl Catalog {
     pub fn put_next_numbers(&mut self, next_topic: u32, next_partition: u32) {
         self.next_topic = self.next_topic.max(next_topic);
         self.next_partition = self.next_partition.max(next_partition);
+    }
+
+    /// The queues.
+    pub fn queues(&self) -> &Queues {
+        &self.queues
+    }
+
+    /// From a checkpoint: numbers of queues below have been used.
+    pub fn put_next_queue(&mut self, next_queue: u32) {
+        self.queues.put_next(next_queue);
+    }
+
+    /// The queues of these names, or all, as clients see them.
+    pub fn queue_infos(&self, names: Option<&[String]>) -> Vec<QueueInfo> {
+        match names {
+            Some(names) => names.iter().filter_map(|name| self.queue_info(self.queues.named(name)?)).collect(),
+            None => self.queues.iter().filter_map(|queue| self.queue_info(queue)).collect(),
+        }
+    }
+
+    /// A queue as clients see it.
+    pub fn queue_info(&self, queue: &Queue) -> Option<QueueInfo> {
+        let topic = self.topics.get(&queue.topic)?;
+        Some(QueueInfo {
+            queue: queue.queue.0,
+            name: queue.name.to_string(),
+            topic: topic.name.to_string(),
+            partitions: topic.partitions.clone(),
+            config: queue.config.clone(),
+        })
     }
 
     /// `(topic, partition)`: numbers below these have been used.
@@ -337,6 +380,7 @@ impl Catalog {
     fn delete(&mut self, topic: TopicId) {
         let Some(gone) = self.topics.remove(&topic) else { return };
         self.names.remove(&gone.name);
+        self.queues.delete_of_topic(topic);
         for place in &gone.partitions {
             if let Some(entry) = self.partitions.remove(place.partition) {
                 self.load[usize::from(entry.shard.0)] -= 1;
@@ -377,12 +421,12 @@ fn changed_notes(old: &[TopicNote], changes: &[NoteChange]) -> Vec<TopicNote> {
     notes.into_iter().map(|(name, value)| TopicNote { name: name.into(), value: value.into() }).collect()
 }
 
-fn unknown_topic(name: &str) -> Failure {
+pub(super) fn unknown_topic(name: &str) -> Failure {
     Failure::new(ErrorCode::UnknownTopic, format!("no topic '{}'; create it first (ringmain topic create)", shown(name)))
 }
 
 /// A foreign name in an error text: bounded, and without control characters.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     name.chars().take(TOPIC_NAME_MAX_BYTES).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
@@ -391,7 +435,7 @@ pub fn is_topic_name(name: &str) -> bool {
     check_name(name).is_ok()
 }
 
-fn check_name(name: &str) -> Result<(), Failure> {
+pub(super) fn check_name(name: &str) -> Result<(), Failure> {
     let invalid = |message: String| Err(Failure::new(ErrorCode::InvalidTopic, message));
     if name.is_empty() || name.len() > TOPIC_NAME_MAX_BYTES {
         return invalid(format!("a topic name has 1 to {TOPIC_NAME_MAX_BYTES} characters, got {}", name.len()));

@@ -118,6 +118,16 @@ codes! {
     InvalidTransactionTimeout = 45, false, "the transaction timeout has 1 to 900000 ms";
     /// A transactional id is empty or too long.
     InvalidTransactionalId = 46, false, "a transactional id has 1 to 1024 bytes";
+    /// No queue of that name or number.
+    UnknownQueue = 50, false, "no such queue; create it first (ringmain queue create)";
+    /// The queue's name is taken.
+    QueueExists = 51, false, "the queue exists already";
+    /// The queue is as long as it may be.
+    QueueFull = 52, true, "the queue is full: its consumers are behind; publish later";
+    /// Another consumer has the queue for itself.
+    QueueInUse = 53, true, "the queue is exclusive and has a consumer";
+    /// The filter doesn't parse.
+    InvalidFilter = 54, false, "the filter is no valid expression";
 }
 
 impl fmt::Display for ErrorCode {

@@ -75,6 +75,20 @@ ops! {
     Group = 21;
     /// [`crate::group::ListGroups`] → [`crate::group::GroupList`].
     ListGroups = 22;
+    /// [`crate::queue::CreateQueue`] → [`crate::queue::QueueInfo`], once it is durable.
+    CreateQueue = 32;
+    /// [`crate::queue::AlterQueue`] → [`crate::queue::QueueInfo`].
+    AlterQueue = 33;
+    /// [`crate::queue::QueueName`] → empty body. Its topic stays.
+    DeleteQueue = 34;
+    /// [`crate::queue::ListQueues`] → [`crate::queue::QueueList`].
+    ListQueues = 35;
+    /// [`crate::queue::QueueReceive`] → [`crate::queue::QueueReceived`], then messages.
+    QueueReceive = 36;
+    /// [`crate::queue::QueueSettle`], then [`crate::queue::Settlement`]s → [`crate::queue::QueueSettled`], once it is durable.
+    QueueSettle = 37;
+    /// [`crate::queue::QueueRequest`] → [`crate::queue::QueueAnswer`].
+    Queue = 38;
 }
 
 impl Envelope {

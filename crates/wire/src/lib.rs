@@ -11,6 +11,7 @@
 //! | [`record`] | records inside a native batch |
 //! | [`control`] | requests and replies other than the records themselves |
 //! | [`group`] | consumer groups |
+//! | [`queue`] | queues |
 //! | [`code`] | stable error numbers |
 //! | [`murmur2`] | key → partition, the same as Kafka's default partitioner |
 
@@ -23,6 +24,7 @@ pub mod group;
 pub mod id;
 pub mod marker;
 pub mod murmur2;
+pub mod queue;
 pub mod record;
 
 pub use code::ErrorCode;

@@ -122,7 +122,7 @@ pub fn code(failure: &Failure) -> i16 {
         ErrorCode::ProducerMismatch => INVALID_PRODUCER_ID_MAPPING,
         ErrorCode::InvalidTransactionTimeout => INVALID_TRANSACTION_TIMEOUT,
         ErrorCode::InvalidTransactionalId => INVALID_REQUEST,
-        ErrorCode::LimitExceeded => POLICY_VIOLATION,
+        ErrorCode::LimitExceeded | ErrorCode::QueueFull => POLICY_VIOLATION,
         ErrorCode::InvalidBatch => INVALID_RECORD,
         ErrorCode::UnsupportedOp | ErrorCode::UnsupportedVersion => UNSUPPORTED_VERSION,
         _ => UNKNOWN_SERVER_ERROR,

@@ -1,0 +1,104 @@
+//! Queues as doors ask about them. A queue is a cursor over a topic's partitions; a request is about one of those and is served
+//! by the partition's shard.
+
+use std::sync::Arc;
+
+use ringmain_wire::PartitionId;
+use ringmain_wire::queue::{QueueAnswer, QueueCall, QueueInfo, Settlement};
+
+/// Number of a queue; never reused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueId(pub u32);
+
+impl std::fmt::Display for QueueId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Asks for messages → [`QueueReply::Received`] when there is one, or when the wait is over.
+///
+/// Who asks is a connection and the number of a consumer on it. What it is given is its own until it settles it, its
+/// deadline passes, or the connection goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receive {
+    /// Which.
+    pub queue: QueueId,
+    /// Where.
+    pub partition: PartitionId,
+    /// On this connection.
+    pub consumer: u32,
+    /// Higher is served first.
+    pub priority: i16,
+    /// At least 1.
+    pub max_messages: u32,
+    /// One message excepted.
+    pub max_bytes: u32,
+    /// 0 = answer at once.
+    pub max_wait_ms: u32,
+}
+
+/// Says what becomes of messages → [`QueueReply::Settled`] once durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settle {
+    /// Which.
+    pub queue: QueueId,
+    /// Where.
+    pub partition: PartitionId,
+    /// Who received them.
+    pub consumer: u32,
+    /// In order.
+    pub settlements: Vec<Settlement>,
+}
+
+/// Anything else about a queue in one partition → [`QueueReply::Answer`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueRequest {
+    /// Which.
+    pub queue: QueueId,
+    /// Where.
+    pub partition: PartitionId,
+    /// What.
+    pub call: QueueCall,
+}
+
+/// A message that goes from one shard's queue to another topic. From shard to shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Where to.
+    pub partition: PartitionId,
+    /// A whole native frame.
+    pub frame: Vec<u8>,
+}
+
+/// Answers about queues; errors come as `Reply::Failed`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueueReply {
+    /// Messages in the wire's layout ([`ringmain_wire::queue::Deliveries`]).
+    Received {
+        /// Where they are from.
+        partition: PartitionId,
+        /// How many.
+        count: u32,
+        /// Theirs.
+        bytes: Vec<u8>,
+    },
+    /// Durable.
+    Settled {
+        /// Messages settled.
+        settled: u32,
+        /// Single messages that this consumer doesn't hold.
+        refused: u32,
+    },
+    /// For [`QueueRequest`].
+    Answer(QueueAnswer),
+    /// Created, altered: durable, and known on every core.
+    Info(Arc<QueueInfo>),
+    /// Every queue that was asked for; answered by the router.
+    List {
+        /// In order of name.
+        queues: Vec<QueueInfo>,
+        /// By shard.
+        shard_ports: Vec<u16>,
+    },
+}
