@@ -481,7 +481,7 @@ impl<'a> DeliveryView<'a> {
     pub fn write(&self, out: &mut Vec<u8>) {
         let end = out.len() + self.wire_bytes();
         let length = |part: Option<&[u8]>| part.map_or(-1, |part| part.len() as i32);
-        let mut head = [0; Self::HEADER_BYTES];
+        let mut head = [0; DeliveryView::HEADER_BYTES];
         head[..8].copy_from_slice(&self.offset.to_le_bytes());
         head[8..16].copy_from_slice(&self.append_time_ms.to_le_bytes());
         head[16..24].copy_from_slice(&self.timestamp_ms.to_le_bytes());
@@ -498,7 +498,7 @@ impl<'a> DeliveryView<'a> {
 
     /// Reads the one at the start of `bytes`, and says how many bytes it takes; `None` = impossible lengths.
     pub fn read(bytes: &'a [u8]) -> Option<(DeliveryView<'a>, usize)> {
-        let head: &[u8; Self::HEADER_BYTES] = bytes.first_chunk()?;
+        let head: &[u8; DeliveryView::HEADER_BYTES] = bytes.first_chunk()?;
         let word = |at: usize| u64::from_le_bytes(*head[at..].first_chunk().unwrap_or(&[0; 8]));
         let half = |at: usize| i32::from_le_bytes(*head[at..].first_chunk().unwrap_or(&[0; 4]));
         let (key_len, value_len) = (half(24), half(28));
