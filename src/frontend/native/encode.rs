@@ -47,6 +47,7 @@ pub fn reply(op: u16, correlation: u64, reply: Reply, moved: bool, out: &mut Out
             Err(failure) => error(op, reply_flags, correlation, &failure, out),
         },
         Reply::Groups(groups) => open(op, reply_flags, correlation, &super::group::list(groups), out),
+        Reply::Queue(reply) => super::queue::reply(op, reply_flags, correlation, *reply, out),
         // Parts of other answers, or answers to what this door doesn't ask.
         Reply::Watched { .. }
         | Reply::LogStart { .. }
@@ -78,7 +79,8 @@ where
     fixed(op, reply_flags, correlation, &body, out);
 }
 
-fn fixed(op: u16, reply_flags: u16, correlation: u64, body: &[u8], out: &mut Outbox) {
+/// A reply with a body of these bytes.
+pub fn fixed(op: u16, reply_flags: u16, correlation: u64, body: &[u8], out: &mut Outbox) {
     out.push_bytes(&Envelope { len: body.len() as u32, op, flags: reply_flags, correlation }.to_bytes());
     if !body.is_empty() {
         out.push_bytes(body);

@@ -8,6 +8,7 @@
 
 mod encode;
 mod group;
+mod queue;
 #[cfg(test)]
 mod tests;
 mod transcode;
@@ -57,8 +58,8 @@ pub struct NativeSession {
     pending: Vec<Pending>,
     /// Ids free to be used again.
     free: Vec<u32>,
-    /// Some request wanted that.
-    transcodes: bool,
+    /// Some request wanted batches made anew, or messages of a queue.
+    makes_answers: bool,
 }
 
 /// What a reply needs to know of its request.
@@ -74,13 +75,13 @@ struct Pending {
 impl NativeSession {
     /// A connection that hasn't said hello.
     pub fn new(config: NativeConfig) -> NativeSession {
-        NativeSession { config, established: false, pending: Vec::new(), free: Vec::new(), transcodes: false }
+        NativeSession { config, established: false, pending: Vec::new(), free: Vec::new(), makes_answers: false }
     }
 
     fn begin(&mut self, envelope: &Envelope, body: &[u8]) -> u64 {
         let is_fetch = envelope.op == Op::Fetch as u16;
         let transcodes = is_fetch && FetchRequest::read(body).is_ok_and(|fetch| fetch.flags & control::TRANSCODE != 0);
-        self.transcodes |= transcodes;
+        self.makes_answers |= transcodes || envelope.op == Op::QueueReceive as u16;
         let pending = Pending { correlation: envelope.correlation, op: envelope.op, waiting: true, transcodes };
         if let Some(id) = self.free.pop() {
             self.pending[id as usize] = pending;
@@ -182,7 +183,7 @@ impl Session for NativeSession {
     }
 
     fn makes_answers(&self) -> bool {
-        self.transcodes
+        self.makes_answers
     }
 
     fn in_flight(&self) -> usize {
@@ -275,6 +276,13 @@ fn parse<'a>(envelope: &Envelope, body: &'a [u8]) -> Result<Request<'a>, Failure
             let _: ListGroups = control::read_open(body).map_err(control_failure)?;
             Ok(Request::ListGroups)
         }
+        Op::CreateQueue => queue::create(body),
+        Op::AlterQueue => queue::alter(body),
+        Op::DeleteQueue => Ok(Request::DeleteQueue { name: access_open::<ringmain_wire::queue::ArchivedQueueName>(body)?.name.as_str() }),
+        Op::ListQueues => queue::list(body),
+        Op::QueueReceive => queue::receive(body),
+        Op::QueueSettle => queue::settle(body),
+        Op::Queue => queue::call(body),
         Op::Hello => Err(Failure::new(ErrorCode::MalformedRequest, "hello was said before on this connection")),
     }
 }

@@ -7,10 +7,15 @@ use ringmain_wire::control::{
 };
 use ringmain_wire::envelope::flags;
 use ringmain_wire::frame::Identity;
+use ringmain_wire::queue::{
+    AlterQueue, CreateQueue, ListQueues, QueueAnswer, QueueCall, QueueConfig, QueueInfo, QueueList, QueueName, QueueReceive, QueueReceived,
+    QueueRequest, QueueSettle, QueueSettled, RECEIVE_MESSAGES_MAX, RECEIVE_WAIT_MAX_MS, SETTLEMENTS_MAX, Settlement, Verb,
+};
 use ringmain_wire::{Envelope, ErrorCode, Op, PartitionId, RecordBatchBuilder, frame};
 
 use super::*;
 use crate::frontend::Piece;
+use crate::request::queue::QueueReply;
 use crate::request::{Extent, FetchData, Fetched, Now};
 use crate::shard::Catalog;
 
@@ -136,7 +141,49 @@ fn every_request() -> Vec<(Op, Vec<u8>)> {
         (Op::DescribeTopic, open_body(&TopicName { name: "a topic with a longer name".into() })),
         (Op::Stats, open_body(&StatsRequest { reserved: 0 })),
         (Op::InitProducer, Vec::new()),
+        (
+            Op::CreateQueue,
+            open_body(&CreateQueue {
+                name: "q".into(),
+                topic: String::new(),
+                partition_count: 2,
+                durability: control::Durability::Durable,
+                config: QueueConfig { filter: "TAGS = 'red'".into(), ..QueueConfig::default() },
+            }),
+        ),
+        (Op::AlterQueue, open_body(&AlterQueue { name: "q".into(), config: QueueConfig { paused: true, ..QueueConfig::default() } })),
+        (Op::DeleteQueue, open_body(&QueueName { name: "a queue with a longer name".into() })),
+        (Op::ListQueues, open_body(&ListQueues { names: Some(vec!["q".into()]) })),
+        (Op::QueueReceive, queue_receive(10, 20).to_bytes().to_vec()),
+        (Op::QueueSettle, queue_settle(&[settlement(7, 2, Verb::Ack), settlement(9, 1, Verb::Requeue)])),
+        (Op::Queue, open_body(&QueueRequest { queue: 5, partition: 3, call: QueueCall::Seek { offset: 4 } })),
     ]
+}
+
+fn queue_receive(max_messages: u32, max_wait_ms: u32) -> QueueReceive {
+    QueueReceive {
+        version: CONTROL_VERSION,
+        consumer_priority: -1,
+        queue: 5,
+        partition: 3,
+        consumer: 2,
+        max_messages,
+        max_bytes: 1000,
+        max_wait_ms,
+        reserved: 0,
+        reserved_too: 0,
+    }
+}
+
+fn settlement(first: u64, count: u32, verb: Verb) -> Settlement {
+    Settlement { first, count, verb, delay_ms: 0 }
+}
+
+fn queue_settle(settlements: &[Settlement]) -> Vec<u8> {
+    let head = QueueSettle { version: CONTROL_VERSION, reserved: 0, queue: 5, partition: 3, consumer: 2 };
+    let mut body = head.to_bytes().to_vec();
+    settlements.iter().for_each(|settlement| body.extend_from_slice(&settlement.to_bytes()));
+    body
 }
 
 #[test]
@@ -240,6 +287,22 @@ fn requests_arrive_with_what_was_sent() {
             Request::DescribeTopic { name } => format!("describe {name}"),
             Request::Stats => "stats".into(),
             Request::InitProducer => "producer".into(),
+            Request::CreateQueue(create) => format!("create queue {} {}", create.name, create.config.filter),
+            Request::AlterQueue(alter) => format!("alter queue {} {}", alter.name, alter.config.paused),
+            Request::DeleteQueue { name } => format!("delete queue {name}"),
+            Request::Queues { names } => format!("queues {names:?}"),
+            Request::Receive(r) => {
+                format!(
+                    "receive {} {} {} {} {} {} {}",
+                    r.queue, r.partition, r.consumer, r.priority, r.max_messages, r.max_bytes, r.max_wait_ms
+                )
+            }
+            Request::Settle(settle) => {
+                let of = |s: &Settlement| format!("{}+{} {:?}", s.first, s.count, s.verb);
+                let settlements: Vec<_> = settle.settlements.iter().map(of).collect();
+                format!("settle {} {} {} {}", settle.queue, settle.partition, settle.consumer, settlements.join(", "))
+            }
+            Request::Queue(request) => format!("queue {} {} {:?}", request.queue, request.partition, request.call),
             other => format!("{other:?}"),
         });
     }
@@ -256,6 +319,13 @@ fn requests_arrive_with_what_was_sent() {
         "describe a topic with a longer name",
         "stats",
         "producer",
+        "create queue q TAGS = 'red'",
+        "alter queue q true",
+        "delete queue a queue with a longer name",
+        "queues Some([\"q\"])",
+        "receive 5 3 2 -1 10 1000 20",
+        "settle 5 3 2 7+2 Ack, 9+1 Requeue",
+        "queue 5 3 Seek { offset: 4 }",
     ];
     assert_eq!(seen, expected);
 }
@@ -420,6 +490,80 @@ fn replies_carry_the_op_and_body_of_their_request() {
 }
 
 #[test]
+fn receive_keeps_to_its_bounds() {
+    let waits = |max_wait_ms| {
+        let bytes = request(Op::QueueReceive, 1, &queue_receive(1, max_wait_ms).to_bytes());
+        match established().receive(&bytes, view!(), &mut Outbox::default()) {
+            Ok(Received::Request { request: Request::Receive(receive), .. }) => receive.max_wait_ms,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!([waits(0), waits(RECEIVE_WAIT_MAX_MS), waits(u32::MAX)], [0, RECEIVE_WAIT_MAX_MS, RECEIVE_WAIT_MAX_MS]);
+    for max_messages in [0, RECEIVE_MESSAGES_MAX + 1] {
+        check_refused(Op::QueueReceive, &queue_receive(max_messages, 0).to_bytes(), ErrorCode::InvalidArgument);
+    }
+    check_refused(Op::QueueReceive, &queue_receive(1, 0).to_bytes()[..39], ErrorCode::MalformedRequest);
+    check_refused(Op::QueueReceive, &QueueReceive { version: 9, ..queue_receive(1, 0) }.to_bytes(), ErrorCode::UnsupportedVersion);
+}
+
+#[test]
+fn settlements_are_whole_and_not_too_many() {
+    let whole = queue_settle(&[settlement(1, 1, Verb::Reject)]);
+    for cut in [0, 15, 17, whole.len() - 1] {
+        check_refused(Op::QueueSettle, &whole[..cut], ErrorCode::MalformedRequest);
+    }
+    let mut unknown = whole.clone();
+    *unknown.last_mut().unwrap() = 0;
+    unknown[16 + 20] = 9;
+    check_refused(Op::QueueSettle, &unknown, ErrorCode::MalformedRequest);
+    check_refused(Op::QueueSettle, &queue_settle(&[]), ErrorCode::InvalidArgument);
+    check_refused(Op::QueueSettle, &queue_settle(&[settlement(1, 0, Verb::Ack)]), ErrorCode::InvalidArgument);
+    // Larger than these tests' sessions take a request.
+    let many = |count| queue::settle(&queue_settle(&vec![settlement(1, 1, Verb::Ack); count])).map(|_| ()).map_err(|failure| failure.code);
+    assert_eq!([many(SETTLEMENTS_MAX), many(SETTLEMENTS_MAX + 1)], [Ok(()), Err(ErrorCode::InvalidArgument)]);
+}
+
+#[test]
+fn queue_without_partitions_is_refused() {
+    let create = CreateQueue {
+        name: "q".into(),
+        topic: String::new(),
+        partition_count: 0,
+        durability: control::Durability::Durable,
+        config: QueueConfig::default(),
+    };
+    check_refused(Op::CreateQueue, &open_body(&create), ErrorCode::InvalidArgument);
+}
+
+#[test]
+fn queue_replies_carry_the_op_and_body_of_their_request() {
+    let ask = every_request();
+    let reply = |op: Op, reply| {
+        let body = &ask.iter().find(|(o, _)| *o == op).unwrap().1;
+        let (envelope, body) = one_reply(&answer(op, body, Reply::Queue(Box::new(reply)), false));
+        assert_eq!((envelope.op, envelope.flags), (op as u16, flags::REPLY));
+        body
+    };
+    // Copied behind the head, or left as they are: the same bytes.
+    for messages in [Vec::new(), vec![1; 80], vec![2; 100_000]] {
+        let received = QueueReply::Received { partition: PartitionId(3), count: 2, bytes: messages.clone() };
+        let body = reply(Op::QueueReceive, received);
+        let head = QueueReceived::read(&body).unwrap();
+        assert_eq!((head.partition, head.count, &body[QueueReceived::BYTES..]), (3, 2, &messages[..]));
+    }
+    let head = QueueSettled::read(&reply(Op::QueueSettle, QueueReply::Settled { settled: 8, refused: 1 })).unwrap();
+    assert_eq!((head.settled, head.refused), (8, 1));
+    let body = reply(Op::Queue, QueueReply::Answer(QueueAnswer::Count(12)));
+    assert_eq!(control::read_open::<QueueAnswer>(&body).unwrap(), QueueAnswer::Count(12));
+    let info = QueueInfo { queue: 5, name: "q".into(), topic: "t".into(), partitions: Vec::new(), config: QueueConfig::default() };
+    let body = reply(Op::CreateQueue, QueueReply::Info(info.clone().into()));
+    assert_eq!(control::read_open::<QueueInfo>(&body).unwrap(), info);
+    let list = QueueList { shard_ports: vec![7172], queues: vec![info] };
+    let body = reply(Op::ListQueues, QueueReply::List { queues: list.queues.clone(), shard_ports: list.shard_ports.clone() });
+    assert_eq!(control::read_open::<QueueList>(&body).unwrap(), list);
+}
+
+#[test]
 fn failure_carries_its_code_and_a_text() {
     let failed = |failure| error_of(&answer(Op::Produce, &batch(1), Reply::Failed(failure), true));
     let (envelope, code, message) = failed(ErrorCode::DiskFull.into());
@@ -455,7 +599,7 @@ fn replies_in_another_order_find_their_requests() {
 proptest! {
     /// No input makes a session panic, hand out more than there is, or stand still without saying so.
     #[test]
-    fn random_bytes_never_panic(mut input in proptest::collection::vec(any::<u8>(), 0..400), op in 0u16..24, says_hello: bool, fits: bool) {
+    fn random_bytes_never_panic(mut input in proptest::collection::vec(any::<u8>(), 0..400), op in 0u16..40, says_hello: bool, fits: bool) {
         if input.len() >= Envelope::BYTES {
             input[4..6].copy_from_slice(&op.to_le_bytes());
             if fits {
@@ -475,7 +619,7 @@ proptest! {
 
     /// A valid request with any bytes changed is taken, refused or closes; it never panics.
     #[test]
-    fn damaged_requests_never_panic(which in 0usize..12, at in 0usize..400, value: u8) {
+    fn damaged_requests_never_panic(which in 0usize..19, at in 0usize..400, value: u8) {
         let (op, body) = every_request().swap_remove(which);
         let mut bytes = request(op, 1, &body);
         let at = at % bytes.len();
