@@ -62,13 +62,25 @@ pub struct QueueRequest {
     pub call: QueueCall,
 }
 
-/// A message that goes from one shard's queue to another topic. From shard to shard.
+/// A message that goes from a queue to another topic. From shard to shard, by way of a router, which finds the partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
     /// Where to.
+    pub topic: String,
+    /// The partition there, once it is known; 0 before.
     pub partition: PartitionId,
-    /// A whole native frame.
-    pub frame: Vec<u8>,
+    /// Which of its partitions, modulo their number.
+    pub spread: u32,
+    /// ms since the Unix epoch.
+    pub timestamp_ms: i64,
+    /// `None` = null.
+    pub key: Option<Vec<u8>>,
+    /// `None` = null.
+    pub value: Option<Vec<u8>>,
+    /// Encoded.
+    pub headers: Vec<u8>,
+    /// Some of them are for queues.
+    pub has_queue_headers: bool,
 }
 
 /// Answers about queues; errors come as `Reply::Failed`.

@@ -20,7 +20,7 @@ use ringmain_wire::control::{PartitionState, ShardStats, StatsReply, TopicDescri
 use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
 use crate::request::group::GroupListing;
-use crate::request::queue::{QueueReply, Receive};
+use crate::request::queue::{Forward, QueueReply, Receive};
 use crate::request::transaction::{TransactionAction, TransactionListing, slot_of_producer};
 use crate::request::{Failure, Fetch, Now, Origin, Reply, Request, Watch};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
@@ -325,7 +325,7 @@ impl Router {
     /// A connection of this core has gone. Its long polls at other cores run out by themselves, because an answer
     /// that never came would keep its slot for ever; but what queues there have delivered to it comes back.
     pub fn cancel(&mut self, connection: u32, generation: u32) {
-        self.shards.cancel(self.core, connection, generation);
+        self.shards.cancel(self.core, connection, generation, self.now);
         if let Some(shards) = self.queues_away.remove(&(connection, generation)) {
             self.gone.extend(shards.into_iter().map(|shard| (shard, connection, generation)));
             self.tell_gone(self.now);
@@ -398,6 +398,17 @@ impl Router {
 
     /// Hands a shard's question to the shard that serves it. Without room there it is kept.
     fn ask(&mut self, asker: ShardId, ticket: u64, request: Request<'static>, now: Now) {
+        let request = match request {
+            Request::Forward(forward) if forward.partition == PartitionId::STATE => match self.forward_place(&forward) {
+                Some(partition) => Request::Forward(Arc::new(Forward { partition, ..Forward::clone(&forward) })),
+                None => {
+                    let message = format!("no topic '{}' to send a message to", forward.topic);
+                    let reply = Reply::Failed(Failure::new(ErrorCode::UnknownTopic, message));
+                    return self.shards.answered(asker, ticket, reply, now);
+                }
+            },
+            request => request,
+        };
         let target = match &request {
             Request::Group(asked) => Some(self.catalog.coordinator(&asked.group)),
             Request::CheckTransaction(check) => {
@@ -413,6 +424,12 @@ impl Router {
         if self.send(target, origin, &request, now).is_err() {
             self.unasked.push_back((asker, ticket, request));
         }
+    }
+
+    fn forward_place(&self, forward: &Forward) -> Option<PartitionId> {
+        let partitions = &self.catalog.topic(&forward.topic)?.partitions;
+        let at = forward.spread as usize % partitions.len().max(1);
+        partitions.get(at).map(|place| PartitionId(place.partition))
     }
 
     fn ask_again(&mut self, now: Now) {

@@ -71,9 +71,10 @@ impl Shards {
     }
 
     /// A connection of this core has gone.
-    pub fn cancel(&mut self, core: u16, connection: u32, generation: u32) {
+    pub fn cancel(&mut self, core: u16, connection: u32, generation: u32, now: Now) {
         for hosted in &mut self.hosted {
-            hosted.shard.cancel(core, connection, generation);
+            hosted.is_touched = true;
+            hosted.shard.cancel(core, connection, generation, now);
         }
     }
 

@@ -133,7 +133,7 @@ impl Shard {
             self.checkpoint_step(now);
             self.round_step(now);
         }
-        if self.stopping && self.background.is_final_done && !self.background.is_log_stopping {
+        if self.stopping && self.background.is_final_done && !self.background.is_log_stopping && !self.queues.has_backlog() {
             self.background.is_log_stopping = true;
             self.log.stop(now);
         }
@@ -172,6 +172,7 @@ impl Shard {
             coordinator: &self.coordinator,
             partitions: &self.partitions,
             groups: &self.groups,
+            queues: &self.queues,
             is_final,
         };
         let (records, next) = next_piece(&checkpoint.cursor, source);
@@ -240,16 +241,42 @@ impl Shard {
             let id = partition.id;
             let is_limited = partition.config.retention_ms.is_some() || partition.config.retention_bytes.is_some();
             let expires = self.background.round_expires && partition.producers.is_some();
+            let is_read = partition.has_queues;
             if is_limited {
                 self.retain(id, now);
+            }
+            if is_read {
+                self.drop_acked(id, now);
             }
             if expires {
                 self.expire_producers(id, now);
             }
             passed += 1;
-            examined += usize::from(is_limited || expires);
+            examined += usize::from(is_limited || expires || is_read);
             from = PartitionId(id.0 + 1);
         };
+    }
+
+    /// Logs a new log start if all queues over the partition have settled more, and one of them says that records go then.
+    fn drop_acked(&mut self, id: PartitionId, now: Now) {
+        let Some(floor) = self.queues.dropped_below(id) else { return };
+        let Some(partition) = self.partitions.get(id) else { return };
+        let offset = floor.min(partition.high_watermark);
+        if offset > partition.log_start_logged {
+            self.log_start(id, offset, now);
+        }
+    }
+
+    fn log_start(&mut self, id: PartitionId, offset: Offset, now: Now) {
+        let record = StateRecord::LogStart { partition: id.0, offset: offset.0 };
+        match self.log_state(&record, Some(Deferred::LogStart { partition: id, offset }), now) {
+            Ok(_) => {
+                if let Some(partition) = self.partitions.get_mut(id) {
+                    partition.log_start_logged = offset;
+                }
+            }
+            Err(error) => self.background_failed(error),
+        }
     }
 
     /// Logs a new log start if the partition's oldest piece has outlived its time or its share of bytes.
@@ -268,15 +295,7 @@ impl Shard {
         if !(is_too_old || is_too_much) || offset > high_watermark || offset <= log_start {
             return;
         }
-        let record = StateRecord::LogStart { partition: id.0, offset: offset.0 };
-        match self.log_state(&record, Some(Deferred::LogStart { partition: id, offset }), now) {
-            Ok(_) => {
-                if let Some(partition) = self.partitions.get_mut(id) {
-                    partition.log_start_logged = offset;
-                }
-            }
-            Err(error) => self.background_failed(error),
-        }
+        self.log_start(id, offset, now);
     }
 
     /// Somebody wants records gone.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ringmain_wire::control::{AlterTopic, Cleanup, CreateTopic, NoteChange, PartitionPlace, TopicConfig, TopicInfo, TopicNote};
 use ringmain_wire::murmur2::murmur2;
-use ringmain_wire::queue::QueueInfo;
+use ringmain_wire::queue::{QueueConfig, QueueInfo};
 use ringmain_wire::{ErrorCode, MAX_MESSAGE_BYTES_LIMIT, PartitionId, ShardId, TopicId, frame};
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -106,7 +106,12 @@ pub enum CatalogChange {
         shards: Vec<u16>,
     },
     /// A queue is new or has new settings.
-    QueuePut(QueuePiece),
+    QueuePut {
+        /// It.
+        queue: QueuePiece,
+        /// Of its topic, in order of index.
+        partitions: Vec<PartitionPlace>,
+    },
     /// It is gone.
     QueueDeleted {
         /// Which.
@@ -121,7 +126,7 @@ impl CatalogChange {
             CatalogChange::TopicCreated { topic, .. }
             | CatalogChange::TopicAltered { topic, .. }
             | CatalogChange::TopicDeleted { topic, .. } => Some(TopicId(*topic)),
-            CatalogChange::SlotsPlaced { .. } | CatalogChange::QueuePut(_) | CatalogChange::QueueDeleted { .. } => None,
+            CatalogChange::SlotsPlaced { .. } | CatalogChange::QueuePut { .. } | CatalogChange::QueueDeleted { .. } => None,
         }
     }
 }
@@ -215,7 +220,7 @@ impl Catalog {
                     self.slots = shards.iter().copied().map(ShardId).collect();
                 }
             }
-            CatalogChange::QueuePut(piece) => self.queues.put(piece),
+            CatalogChange::QueuePut { queue, .. } => self.queues.put(queue),
             CatalogChange::QueueDeleted { queue } => self.queues.delete(QueueId(*queue)),
         }
     }
@@ -258,6 +263,11 @@ impl Catalog {
         &self.queues
     }
 
+    /// From a checkpoint.
+    pub fn put_queue(&mut self, queue: &QueuePiece) {
+        self.queues.put(queue);
+    }
+
     /// From a checkpoint: numbers of queues below have been used.
     pub fn put_next_queue(&mut self, next_queue: u32) {
         self.queues.put_next(next_queue);
@@ -279,7 +289,7 @@ impl Catalog {
             name: queue.name.to_string(),
             topic: topic.name.to_string(),
             partitions: topic.partitions.clone(),
-            config: queue.config.clone(),
+            config: QueueConfig::clone(&queue.config),
         })
     }
 

@@ -6,14 +6,19 @@
 
 use std::sync::Arc;
 
+use ringmain_wire::queue::QueueConfig;
 use ringmain_wire::{Offset, PartitionId, TopicId};
 
 use super::catalog::{Catalog, CatalogChange};
 use super::group::Groups;
 use super::group::persist::offset_piece;
 use super::partition::{Partition, PartitionTable};
+use super::queue::QueueTable;
+use super::queue::catalog::QueuePiece;
+use super::queue::persist::{self, CursorPlace};
 use super::state_record::{AbortedPiece, BatchPiece, PartitionPiece, ProducerPiece, StateRecord, TopicPiece};
 use super::transaction::Coordinator;
+use crate::request::queue::QueueId;
 
 /// A piece is ended after about so many bytes, well below DESIGN's 256 KiB: what one turn of a core thread can build.
 const PIECE_BYTES: usize = 64 << 10;
@@ -46,6 +51,10 @@ pub enum Cursor {
     Aborted { from: PartitionId, marker: Offset },
     /// Transactional ids after this one.
     Transactions { after: Option<Box<str>> },
+    /// Shard 0: queues from this one on.
+    Queues { from: QueueId },
+    /// Cursors of queues, from this one on.
+    Cursors(CursorPlace),
     /// Everything is in the log.
     Done,
 }
@@ -63,6 +72,8 @@ pub struct Source<'a> {
     pub partitions: &'a PartitionTable,
     /// The shard's groups.
     pub groups: &'a Groups,
+    /// The shard's cursors of queues.
+    pub queues: &'a QueueTable,
     /// Nothing is appended after this checkpoint: reservations end where the offsets do.
     pub is_final: bool,
 }
@@ -78,8 +89,33 @@ pub fn next_piece(cursor: &Cursor, source: Source<'_>) -> (Vec<StateRecord>, Cur
         Cursor::GroupOffsets { from, after } => group_offsets(from, *after, source),
         Cursor::Aborted { from, marker } => aborted(*from, *marker, source),
         Cursor::Transactions { after } => transactions(after.as_deref(), source),
+        Cursor::Queues { from } => queues(*from, source),
+        Cursor::Cursors(place) => match persist::next_pieces(source.queues, place, PIECE_BYTES) {
+            (records, Some(next)) => (records, Cursor::Cursors(next)),
+            (records, None) => (records, Cursor::Done),
+        },
         Cursor::Done => (Vec::new(), Cursor::Done),
     }
+}
+
+fn queues(mut from: QueueId, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    let (mut pieces, mut bytes) = (Vec::new(), 0);
+    let known = source.catalog.map(Catalog::queues);
+    while let Some(queue) = known.and_then(|queues| queues.next_from(from)) {
+        if bytes >= PIECE_BYTES {
+            return (vec![StateRecord::Queues(pieces)], Cursor::Queues { from });
+        }
+        bytes += 160 + queue.name.len() + queue.config.filter.len();
+        from = QueueId(queue.queue.0 + 1);
+        pieces.push(QueuePiece {
+            queue: queue.queue.0,
+            name: queue.name.to_string(),
+            topic: queue.topic.0,
+            config: QueueConfig::clone(&queue.config),
+        });
+    }
+    let records = if pieces.is_empty() { Vec::new() } else { vec![StateRecord::Queues(pieces)] };
+    (records, Cursor::Cursors(CursorPlace::default()))
 }
 
 fn numbers(source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
@@ -87,8 +123,9 @@ fn numbers(source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
         return (Vec::new(), Cursor::Partitions { from: PartitionId(0) });
     };
     let (next_topic, next_partition) = catalog.next_numbers();
+    let next_queue = catalog.queues().next_number();
     let mut records =
-        vec![StateRecord::CatalogNumbers { next_topic, next_partition }, StateRecord::ProducerIds { end: source.producer_ids_end }];
+        vec![StateRecord::CatalogNumbers { next_topic, next_partition, next_queue }, StateRecord::ProducerIds { end: source.producer_ids_end }];
     if !catalog.slots().is_empty() {
         let shards = catalog.slots().iter().map(|shard| shard.0).collect();
         records.push(StateRecord::Catalog(CatalogChange::SlotsPlaced { shards }));
@@ -258,5 +295,5 @@ fn transactions(after: Option<&str>, source: Source<'_>) -> (Vec<StateRecord>, C
             return (vec![StateRecord::Transactions(pieces)], Cursor::Transactions { after: Some(after) });
         }
     }
-    (if pieces.is_empty() { Vec::new() } else { vec![StateRecord::Transactions(pieces)] }, Cursor::Done)
+    (if pieces.is_empty() { Vec::new() } else { vec![StateRecord::Transactions(pieces)] }, Cursor::Queues { from: QueueId(0) })
 }

@@ -43,4 +43,14 @@ pub struct Counters {
     pub groups: u64,
     /// Bytes charged for groups and their offsets now.
     pub group_bytes: u64,
+    /// Cursors of queues now, one per queue and partition.
+    pub queue_cursors: u64,
+    /// Things they remember one by one now.
+    pub queue_entries: u64,
+    /// Receives waiting now.
+    pub waiting_receives: u64,
+    /// Messages delivered by queues.
+    pub messages_delivered: u64,
+    /// Messages settled by consumers.
+    pub messages_settled: u64,
 }

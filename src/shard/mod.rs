@@ -16,6 +16,7 @@
 //! | `read`, `fetch`, `watch` | fetch, offsets by time; fetches that wait; readers of many partitions that do |
 //! | `catalog`, `topics` | topics and partitions as a pure state machine; shard 0 decides, all apply |
 //! | `group` | consumer groups and the offsets they committed |
+//! | `queue` | queues: cursors over partitions |
 //! | `producer_state` | what idempotent producers sent last |
 //! | `transaction`, `participant` | transactions: coordinating them, taking part in them |
 //! | `state_record`, `checkpoint`, `recovery` | what goes into the log for the next start, and back |
@@ -33,6 +34,7 @@ mod participant;
 mod partition;
 mod produce;
 mod producer_state;
+pub mod queue;
 mod read;
 mod recovery;
 mod state_record;
@@ -64,6 +66,8 @@ use group::Groups;
 use group::serve::LoggedCommit;
 use participant::ParkedBatches;
 use partition::{NONE, Partition, PartitionTable};
+use queue::QueueTable;
+use queue::persist::SavedCursors;
 use read::{FooterWait, ReadFor};
 use recovery::Recovery;
 use state_record::StateRecord;
@@ -93,6 +97,13 @@ pub struct ShardConfig {
     pub transaction_bytes_max: usize,
     /// Bounds of consumer groups and their offsets.
     pub groups: GroupsConfig,
+    /// Things that cursors of queues remember one by one: messages in flight, out of order, delayed. When they are so many
+    /// nothing more is delivered until some are settled.
+    pub queue_entries_max: usize,
+    /// Read at a time for a queue, one run excepted.
+    pub queue_feed_bytes: u32,
+    /// Cuts batches of other protocols into records.
+    pub transcode: queue::feed::Transcode,
     /// Waiting fetches; more get `Overloaded`.
     pub waiting_fetches_max: usize,
     /// A fetch reply has no more frame bytes than this, one run excepted.
@@ -131,6 +142,9 @@ impl ShardConfig {
             producers_max: 100_000,
             transactions_max: 1 << 20,
             transaction_bytes_max: 16 << 20,
+            queue_entries_max: 1 << 21,
+            queue_feed_bytes: 64 << 10,
+            transcode: queue::feed::no_transcode,
             waiting_fetches_max: 65_536,
             retention_interval_us: 5_000_000,
             checkpoint_after_state_bytes: 32 << 20,
@@ -210,10 +224,12 @@ enum Deferred {
         ticket: u64,
     },
     Catalog {
-        origin: Origin,
+        /// `None` = a change that another one needed.
+        origin: Option<Origin>,
         change: CatalogChange,
         answer: Reply,
     },
+    Queue(Box<queue::serve::Logged>),
     ProducerIds {
         end: i64,
     },
@@ -270,7 +286,7 @@ pub struct Shard {
     catalog: Catalog,
     /// Decided at this start and not in the log yet.
     slots_unlogged: Option<CatalogChange>,
-    catalog_pending: HashMap<u64, (Origin, Reply)>,
+    catalog_pending: HashMap<u64, (Option<Origin>, Reply)>,
     next_change_id: u64,
     /// Shard 0: next id to give away, end of the durable block, end of the logged block.
     producer_id_next: i64,
@@ -278,6 +294,9 @@ pub struct Shard {
     producer_ids_end_logged: i64,
     producer_id_waits: VecDeque<Origin>,
 
+    queues: QueueTable,
+    /// As recovered; until the catalog is there.
+    saved_cursors: SavedCursors,
     groups: Groups,
     /// Offsets in [`Deferred::Commit`]s.
     offsets_deferred: usize,
@@ -385,6 +404,8 @@ impl Shard {
             producer_ids_end: recovery.producer_ids_end,
             producer_ids_end_logged: recovery.producer_ids_end,
             producer_id_waits: VecDeque::new(),
+            queues: QueueTable::default(),
+            saved_cursors: recovery.queues,
             groups,
             offsets_deferred: 0,
             coordinator: recovery.coordinator,
@@ -408,6 +429,27 @@ impl Shard {
                 self.watch(origin, watch, now);
                 Ok(())
             }
+            Request::Receive(receive) => {
+                self.receive(origin, receive, now);
+                Ok(())
+            }
+            Request::Settle(settle) => {
+                self.settle(origin, settle, now);
+                Ok(())
+            }
+            Request::Queue(request) => {
+                self.queue_request(origin, request, now);
+                Ok(())
+            }
+            Request::Forward(forward) => self.forwarded(origin, forward, now),
+            Request::ConnectionGone { connection, generation } => {
+                self.cancel_queues(origin.core, *connection, *generation, now);
+                self.reply(origin, Reply::Deleted);
+                Ok(())
+            }
+            Request::CreateQueue(create) => self.create_queue(origin, create, now),
+            Request::AlterQueue(alter) => self.alter_queue(origin, alter, now),
+            Request::DeleteQueue { name } => self.delete_queue(origin, name, now),
             Request::ListOffset { partition, timestamp_ms, committed_only } => {
                 self.list_offset(origin, *partition, *timestamp_ms, *committed_only);
                 Ok(())
@@ -458,6 +500,7 @@ impl Shard {
             | Request::Stats
             | Request::ListGroups
             | Request::ListTransactions
+            | Request::Queues { .. }
             | Request::Coordinators { .. } => {
                 self.fail(origin, Failure::new(ErrorCode::Internal, "a request for the router came to a shard"));
                 Ok(())
@@ -467,8 +510,9 @@ impl Shard {
         result
     }
 
-    /// The connection has gone: drops its waiting fetches. Answers already made still come out.
-    pub fn cancel(&mut self, core: u16, connection: u32, generation: u32) {
+    /// The connection has gone: drops its waiting fetches, and what queues have delivered to it comes back. Answers already made still come out.
+    pub fn cancel(&mut self, core: u16, connection: u32, generation: u32, now: Now) {
+        self.cancel_queues(core, connection, generation, now);
         while let Some(index) = self.waits.of_connection(core, connection, generation) {
             self.take_wait(index);
         }
@@ -490,6 +534,7 @@ impl Shard {
         self.groups_step(now);
         self.retry_parked(now);
         self.transactions_due(now);
+        self.queues_step(now);
         self.background_step(now);
         self.log.pump(now);
         self.take_log_events(now);
@@ -527,14 +572,16 @@ impl Shard {
         let (waits, watches) = (self.waits.next_deadline_us(), self.watches.next_deadline_us());
         let deadlines = [waits, watches, self.background.deadline_us(), self.log.next_deadline_us()];
         let is_writable = self.fault.is_none() && !self.stopping;
-        let others = [self.groups.next_deadline_us(), self.coordinator.deadline_us(), self.parked.deadline_us()];
-        let others = if is_writable { others } else { [None; 3] };
+        let others =
+            [self.groups.next_deadline_us(), self.coordinator.deadline_us(), self.parked.deadline_us(), self.queues.next_deadline_us()];
+        let others = if is_writable { others } else { [None; 4] };
         deadlines.into_iter().chain(others).flatten().min()
     }
 
     /// Background work wants another pump soon, after everything else had its turn.
     pub fn has_backlog(&self) -> bool {
-        self.background.has_backlog() || self.log.has_backlog() || (self.groups.has_round() && !self.stopping && self.fault.is_none())
+        let has_queues = self.queues.has_backlog() && self.fault.is_none();
+        has_queues || self.background.has_backlog() || self.log.has_backlog() || (self.groups.has_round() && !self.stopping && self.fault.is_none())
     }
 
     /// An extent of a fetch reply, if it is still in the tail cache.
@@ -567,6 +614,7 @@ impl Shard {
         }
         self.groups.stop();
         self.take_group_replies();
+        self.stop_queues();
     }
 
     /// The stop is complete (or the shard fenced): nothing is left to be done on the disk.
@@ -576,11 +624,18 @@ impl Shard {
 
     /// What it counted, and how much waits now.
     pub fn counters(&self) -> Counters {
+        let (cursors, entries, waiting, messages_delivered, messages_settled) = self.queues.counts();
+        let (queue_cursors, queue_entries, waiting_receives) = (cursors as u64, entries as u64, waiting as u64);
         Counters {
             waiting_fetches: self.fetches_waiting() as u64,
             waiting_acks: self.acks_waiting() as u64,
             groups: self.groups.len() as u64,
             group_bytes: self.groups.charged_bytes() as u64,
+            queue_cursors,
+            queue_entries,
+            waiting_receives,
+            messages_delivered,
+            messages_settled,
             ..self.counters
         }
     }
@@ -620,13 +675,17 @@ impl Shard {
                         self.durable(at, deferred, now);
                     }
                     self.background.unblock();
+                    self.queues.unblock();
                     self.wake(now);
                 }
                 LogEvent::Rolled { .. } => self.background.rolled(),
                 LogEvent::FooterReady { segment, result } => self.footer_ready(segment, result, now),
                 LogEvent::ReadDone { ticket, result } => self.read_done(ticket, result, now),
                 LogEvent::Fenced { fault } => self.fenced(fault),
-                LogEvent::Unblocked => self.background.unblock(),
+                LogEvent::Unblocked => {
+                    self.background.unblock();
+                    self.queues.unblock();
+                }
             }
         }
     }
@@ -636,7 +695,7 @@ impl Shard {
         let Some(partition) = self.partitions.get_mut(id) else { return };
         partition.high_watermark = partition.high_watermark.max(end);
         assert!(partition.high_watermark <= partition.next_offset, "partition {id}: readable beyond its end");
-        if partition.waiting != NONE || self.watches.has(id) {
+        if partition.waiting != NONE || partition.has_queues || self.watches.has(id) {
             self.woken.push(id);
         }
     }
@@ -669,6 +728,7 @@ impl Shard {
                 self.events.push_back(ShardEvent::CatalogChanged { change_id: self.next_change_id, change });
             }
             Deferred::ProducerIds { end } => self.producer_ids_durable(end),
+            Deferred::Queue(logged) => self.queue_durable(&logged, now),
             Deferred::Transaction { id, step } => self.transaction_durable(&id, step, now),
             Deferred::Marker { origin, partition } => self.marker_durable(origin, partition, sequence),
             Deferred::CheckpointEnd => {
@@ -686,8 +746,12 @@ impl Shard {
         for (_, deferred) in std::mem::take(&mut self.deferred) {
             match deferred {
                 Deferred::Commit(commit) => lost.push(commit.origin),
+                Deferred::Queue(logged) => {
+                    lost.extend(logged.answers.iter().map(|it| it.0));
+                    lost.extend(logged.counts.iter().map(|it| it.0));
+                }
+                Deferred::Catalog { origin, .. } => lost.extend(origin),
                 Deferred::Answer { origin, .. }
-                | Deferred::Catalog { origin, .. }
                 | Deferred::DeletedBefore { origin, .. }
                 | Deferred::Marker { origin, .. }
                 | Deferred::Transaction { step: Step::Init { origin } | Step::Join { origin }, .. } => lost.push(origin),
@@ -708,6 +772,7 @@ impl Shard {
         self.groups.fenced(&failure);
         self.take_group_replies();
         self.fail_transactions(&failure);
+        self.fail_queues(&failure);
         self.background.fenced();
     }
 
@@ -787,7 +852,7 @@ impl Shard {
     }
 
     fn fetches_waiting(&self) -> usize {
-        self.waits.len() + self.watches.len() + self.footer_waits.len() + self.cold_waits.len()
+        self.waits.len() + self.watches.len() + self.footer_waits.len() + self.cold_waits.len() + self.queues.waiting()
     }
 
     fn partition_state(&self, id: PartitionId) -> Option<PartitionState> {

@@ -95,6 +95,21 @@ impl PartitionTransactions {
         found.into_boxed_slice()
     }
 
+    /// Whether a transactional frame took no effect. What isn't decided is nobody's to ask about.
+    pub fn is_aborted(&self, frame: &Frame<'_>) -> bool {
+        let (offset, producer_id) = (frame.base_offset(), frame.header.producer.producer_id);
+        for aborted in self.aborted.range(offset.0..).map(|(_, aborted)| aborted) {
+            if aborted.producer_id.0 == producer_id && aborted.first_offset <= offset {
+                return true;
+            }
+            // Whatever ended later began later.
+            if aborted.stable > offset {
+                return false;
+            }
+        }
+        false
+    }
+
     /// Forgets aborted transactions that end below `log_start`; how many.
     pub fn prune(&mut self, log_start: Offset) -> usize {
         let kept = self.aborted.split_off(&log_start.0);

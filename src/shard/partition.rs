@@ -22,6 +22,8 @@ pub struct Partition {
     pub waiting: u32,
     /// Settings, from the catalog.
     pub config: PartitionConfig,
+    /// Queues read it.
+    pub has_queues: bool,
     /// First offset still stored.
     pub log_start: Offset,
     /// `log_start` once the record that says so is durable.
@@ -56,6 +58,7 @@ impl Partition {
             id,
             waiting: NONE,
             config,
+            has_queues: false,
             log_start: Offset(0),
             log_start_logged: Offset(0),
             next_offset: Offset(0),

@@ -51,6 +51,12 @@ impl Shard {
             self.fail(origin, Failure::new(ErrorCode::InvalidBatch, message));
             return Ok(());
         }
+        let full = if partition.has_queues { self.queues.is_full(id, partition.next_offset) } else { None };
+        if let Some(queue) = full {
+            let message = format!("queue '{queue}' is full: its consumers are behind; publish later");
+            self.fail(origin, Failure::new(ErrorCode::QueueFull, message));
+            return Ok(());
+        }
         let mut idempotent = None;
         if header.producer_id > ProducerId::NONE.0 {
             let batch = Batch {
@@ -132,7 +138,7 @@ impl Shard {
             Durability::Memory if is_reserved => {
                 partition.high_watermark = partition.high_watermark.max(end);
                 self.acks_now.push(0, now.wall_ms, origin, next_offset, false);
-                if partition.waiting != NONE || self.watches.has(id) {
+                if partition.waiting != NONE || partition.has_queues || self.watches.has(id) {
                     self.woken.push(id);
                 }
             }

@@ -6,6 +6,7 @@ use ringmain_wire::{ErrorCode, Format, Offset, PartitionId, Records, frame};
 use super::Shard;
 use super::fetch::Wait;
 use super::partition::NONE;
+use super::queue::serve::QueueRead;
 use crate::device::{Fault, Slice};
 use crate::log::{Located, LocatedTime, ReadError};
 use crate::request::{Extent, Failure, Fetch, FetchData, Fetched, Now, Origin, Reply, Watch};
@@ -24,6 +25,8 @@ pub enum ReadFor {
     Extent { ticket: u64 },
     /// The record of a time.
     Time { origin: Origin, query: TimeQuery },
+    /// Messages of a queue.
+    Queue { read: QueueRead, bytes: u32 },
 }
 
 /// An offset by time is asked for.
@@ -239,7 +242,7 @@ impl Shard {
         self.read(vec![extent], ReadFor::Extent { ticket });
     }
 
-    fn read(&mut self, extents: Vec<Extent>, read_for: ReadFor) {
+    pub(super) fn read(&mut self, extents: Vec<Extent>, read_for: ReadFor) {
         self.next_ticket += 1;
         self.reads.insert(self.next_ticket, read_for);
         self.log.read(self.next_ticket, extents);
@@ -260,6 +263,11 @@ impl Shard {
                     }
                     Err(error) => self.fail(origin, read_failure(&error)),
                 }
+                self.retry_cold_waits(now);
+            }
+            ReadFor::Queue { read, bytes } => {
+                self.cold_read_bytes -= u64::from(bytes);
+                self.queue_read_done(read, result);
                 self.retry_cold_waits(now);
             }
             ReadFor::Extent { ticket } => self.reads_done.push_back((ticket, result.map_err(|error| read_failure(&error)))),
@@ -298,6 +306,8 @@ impl Shard {
         let (ready, others) = waits.into_iter().partition(|(waits_for, _)| *waits_for == segment);
         self.footer_waits = others;
         let ready: Vec<(u64, FooterWait)> = ready;
+        let failure = result.err().map(|fault| Failure::new(ErrorCode::CorruptLog, format!("index of segment {segment}: {fault}")));
+        self.queue_footer_ready(segment, failure.as_ref());
         for (_, wait) in ready {
             match (result, wait) {
                 (Err(fault), wait) => {
@@ -380,6 +390,9 @@ impl Shard {
     pub(super) fn wake(&mut self, now: Now) {
         while let Some(id) = self.woken.pop() {
             let Some(partition) = self.partitions.get(id) else { continue };
+            if partition.has_queues {
+                self.queues.wake(id);
+            }
             let (mut index, appended_bytes) = (partition.waiting, partition.appended_bytes);
             let mut due = Vec::new();
             while index != NONE {
@@ -429,7 +442,7 @@ fn first_record_since(bytes: &[u8], timestamp_ms: i64) -> Option<(Offset, i64)> 
     })
 }
 
-fn read_failure(error: &ReadError) -> Failure {
+pub(super) fn read_failure(error: &ReadError) -> Failure {
     match error {
         ReadError::Corrupt { file, segment, position, what } => {
             Failure::new(ErrorCode::CorruptLog, format!("segment {segment} ({file}) at byte {position}: {what}; run 'ringmain log verify'"))

@@ -9,6 +9,7 @@ use super::group::{Groups, Incoming};
 use super::participant::Aborted;
 use super::partition::{Partition, PartitionTable};
 use super::producer_state::{Batch, Stored};
+use super::queue::persist::SavedCursors;
 use super::state_record::{AbortedPiece, GroupOffsetPiece, OffsetPiece, PartitionPiece, ProducerPiece, StateError, StateRecord};
 use super::transaction::Coordinator;
 use crate::log::Replay;
@@ -40,6 +41,8 @@ pub struct Recovery {
     pub error: Option<StateError>,
     /// Consumer groups; they come to life with `Groups::begin`.
     pub groups: Groups,
+    /// Cursors of queues; they come to life with the catalog.
+    pub queues: SavedCursors,
     incoming: Incoming,
     producers_per_partition_max: usize,
 }
@@ -123,7 +126,15 @@ impl Recovery {
             StateRecord::ProducerIds { end } => self.producer_ids_end = self.producer_ids_end.max(end),
             StateRecord::LogStart { partition, offset } => self.partition(partition).log_start_logged = Offset(offset),
             StateRecord::ConsumerOffset { partition, offset } => self.offset(partition, offset),
-            StateRecord::CatalogNumbers { next_topic, next_partition } => self.catalog.put_next_numbers(next_topic, next_partition),
+            StateRecord::CatalogNumbers { next_topic, next_partition, next_queue } => {
+                self.catalog.put_next_numbers(next_topic, next_partition);
+                self.catalog.put_next_queue(next_queue);
+            }
+            StateRecord::Queues(pieces) => pieces.iter().for_each(|piece| self.catalog.put_queue(piece)),
+            StateRecord::QueueHead(_)
+            | StateRecord::QueueParts { .. }
+            | StateRecord::QueueSettled { .. }
+            | StateRecord::QueueMark { .. } => self.queues.replay(record),
             StateRecord::Topics(pieces) => {
                 for piece in pieces {
                     self.catalog.put(ringmain_wire::TopicId(piece.topic), &piece.name, &piece.config, piece.first_index, &piece.partitions);

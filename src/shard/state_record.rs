@@ -7,6 +7,7 @@ use rkyv::rancor::{Error, Failure};
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::catalog::CatalogChange;
+use super::queue::catalog::QueuePiece;
 
 /// Version of the layouts in this module.
 pub const STATE_VERSION: u16 = 1;
@@ -49,6 +50,8 @@ pub enum StateRecord {
         next_topic: u32,
         /// Partition numbers below are used.
         next_partition: u32,
+        /// Queue numbers below are used.
+        next_queue: u32,
     },
     /// Checkpoint, shard 0: topics or parts of them.
     Topics(Vec<TopicPiece>),
@@ -136,6 +139,83 @@ pub enum StateRecord {
         /// In order of their markers.
         transactions: Vec<AbortedPiece>,
     },
+    /// Checkpoint, shard 0: queues.
+    Queues(Vec<QueuePiece>),
+    /// A queue in one partition as it is, but for what follows in [`StateRecord::QueueParts`].
+    QueueHead(Box<QueueHeadPiece>),
+    /// Checkpoint: some of what a queue remembers one by one.
+    QueueParts {
+        /// Which.
+        queue: u32,
+        /// Where.
+        partition: u32,
+        /// Settled messages above the floor: start, end.
+        settled: Vec<(u64, u64)>,
+        /// Messages that came back.
+        returned: Vec<ReturnedPiece>,
+    },
+    /// What became of messages of a queue. Ranges: start, end.
+    QueueSettled {
+        /// Which.
+        queue: u32,
+        /// Where.
+        partition: u32,
+        /// Acknowledged, or purged.
+        acked: Vec<(u64, u64)>,
+        /// Stored in another topic.
+        dead: Vec<(u64, u64)>,
+        /// Gone.
+        dropped: Vec<(u64, u64)>,
+        /// Came back.
+        returned: Vec<ReturnedPiece>,
+    },
+    /// Messages of a queue up to a place may be delivered from now on.
+    QueueMark {
+        /// Which.
+        queue: u32,
+        /// Where.
+        partition: u32,
+        /// Below it.
+        mark: u64,
+        /// Marks at which crashes found the queue, and how many.
+        crashes: Vec<(u64, u16)>,
+    },
+}
+
+/// A queue in one partition.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct QueueHeadPiece {
+    /// Which.
+    pub queue: u32,
+    /// Where.
+    pub partition: u32,
+    /// Its first offset.
+    pub begin: u64,
+    /// Everything below is settled.
+    pub floor: u64,
+    /// As in [`StateRecord::QueueMark`].
+    pub mark: u64,
+    /// As in [`StateRecord::QueueMark`].
+    pub crashes: Vec<(u64, u16)>,
+    /// Messages acknowledged so far.
+    pub acked: u64,
+    /// Messages stored in another topic so far.
+    pub dead: u64,
+    /// Messages gone otherwise.
+    pub dropped: u64,
+    /// Offsets that were no message.
+    pub void: u64,
+}
+
+/// A message that came back.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReturnedPiece {
+    /// Which.
+    pub offset: u64,
+    /// Deliveries in vain; with 2^15 added: rejected.
+    pub deliveries: u16,
+    /// Not before, ms since the Unix epoch.
+    pub due_ms: i64,
 }
 
 /// A group without offsets and members.

@@ -17,6 +17,7 @@ use super::state_record::{OffsetPiece, PartitionPiece};
 use super::*;
 use crate::device::Disk;
 use crate::device::sim::{Kind, SimDisk, SimOptions};
+use crate::request::queue::Forward;
 use crate::request::{Fetch, FetchData, Fetched};
 
 const SEGMENT_BYTES: u32 = 256 << 10;
@@ -28,6 +29,9 @@ pub(super) fn shard_config() -> ShardConfig {
         LogConfig { chunk_bytes: 32 << 10, tail_cache_bytes: 256 << 10, entropy: 7, ..LogConfig::new(ShardId(0), SEGMENT_BYTES, 1 << 20) };
     ShardConfig::new(ShardId(0), 1, log)
 }
+
+/// Connection of questions that the shard itself asks.
+const SHARD: u32 = u32::MAX;
 
 /// A shard, its disk, and what a core thread would do around them.
 pub(super) struct Rig {
@@ -98,7 +102,7 @@ impl Rig {
     }
 
     /// One turn of a core thread.
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         self.pass(TURN_US);
         self.shard.pump(self.now);
         while let Some((token, operation)) = self.shard.poll_operation() {
@@ -116,15 +120,37 @@ impl Rig {
     /// Takes out answers and events; a catalog change is applied and acknowledged like the router would.
     fn collect(&mut self) {
         while let Some(event) = self.shard.poll_event() {
-            let ShardEvent::CatalogChanged { change_id, change } = &event else { panic!("{event:?}") };
-            self.shard.apply_catalog(change, self.now);
-            self.shard.catalog_acknowledged(*change_id);
+            match &event {
+                ShardEvent::CatalogChanged { change_id, change } => {
+                    self.shard.apply_catalog(change, self.now);
+                    self.shard.catalog_acknowledged(*change_id);
+                }
+                ShardEvent::Ask { ticket, request: Request::Forward(forward) } => self.forward(*ticket, forward),
+                event => panic!("{event:?}"),
+            }
             self.events.push(event);
         }
         while let Some((origin, reply)) = self.shard.poll_reply() {
+            if origin.connection == SHARD {
+                self.shard.answered(origin.request, reply, self.now);
+                continue;
+            }
             let twice = self.answers.insert(origin.request, reply);
             assert!(twice.is_none(), "request {} answered twice: {twice:?}", origin.request);
             self.answered.push(origin.request);
+        }
+    }
+
+    /// What a router does with a message that goes to another topic.
+    fn forward(&mut self, ticket: u64, forward: &Forward) {
+        let Some(topic) = self.shard.catalog().topic(&forward.topic) else {
+            return self.shard.answered(ticket, Reply::Failed(ErrorCode::UnknownTopic.into()), self.now);
+        };
+        let place = &topic.partitions[forward.spread as usize % topic.partitions.len()];
+        let forward = Forward { partition: PartitionId(place.partition), ..forward.clone() };
+        let origin = Origin { core: 0, connection: SHARD, generation: 0, request: ticket };
+        if self.shard.handle(origin, &Request::Forward(forward.into()), self.now).is_err() {
+            self.shard.answered(ticket, Reply::Failed(ErrorCode::Overloaded.into()), self.now);
         }
     }
 
@@ -160,7 +186,7 @@ impl Rig {
     }
 
     /// Hands a request in, waiting out `Busy`; its number.
-    fn send_from(&mut self, connection: u32, request: &Request<'_>) -> u64 {
+    pub(super) fn send_from(&mut self, connection: u32, request: &Request<'_>) -> u64 {
         let origin = self.origin(connection);
         for _ in 0..TURNS_MAX {
             if self.shard.handle(origin, request, self.now).is_ok() {
@@ -209,7 +235,7 @@ impl Rig {
         self.send(&Request::Produce { frame: Frame::parse(bytes).unwrap() })
     }
 
-    fn produce(&mut self, bytes: &[u8]) -> Reply {
+    pub(super) fn produce(&mut self, bytes: &[u8]) -> Reply {
         let sent = self.send_batch(bytes);
         self.answer(sent)
     }
@@ -250,7 +276,7 @@ impl Rig {
     }
 
     /// Everything readable of a partition, from `from` on.
-    fn read_all(&mut self, partition: u32, from: u64) -> Vec<(u64, String)> {
+    pub(super) fn read_all(&mut self, partition: u32, from: u64) -> Vec<(u64, String)> {
         let (mut at, mut all) = (from, Vec::new());
         loop {
             let (head, records) = self.fetch(partition, at);
@@ -289,7 +315,7 @@ impl Rig {
     }
 
     /// Makes the log roll and everything before cold.
-    fn fill(&mut self, partition: u32, bytes: usize) {
+    pub(super) fn fill(&mut self, partition: u32, bytes: usize) {
         let value = "x".repeat(8 << 10);
         for _ in 0..bytes.div_ceil(8 << 10) {
             self.store(partition, &[&value]);
@@ -729,9 +755,9 @@ fn waiting_fetches_are_bounded_and_go_with_their_connection() {
     let other = rig.send_from(8, &long(1));
     let refused = rig.send_from(8, &long(1));
     assert_eq!(failure(&rig.answer(refused)), ErrorCode::Overloaded);
-    rig.shard.cancel(0, 7, 1);
+    rig.shard.cancel(0, 7, 1, rig.now);
     assert_eq!(rig.shard.counters().waiting_fetches, 3, "another generation's");
-    rig.shard.cancel(0, 7, 0);
+    rig.shard.cancel(0, 7, 0, rig.now);
     assert_eq!(rig.shard.counters().waiting_fetches, 1);
     rig.store(1, &["a"]);
     rig.answer(other);
@@ -1350,6 +1376,7 @@ fn checkpoint_pieces_stay_below_their_limit() {
         coordinator: &coordinator,
         partitions: &partitions,
         groups: &groups,
+        queues: &QueueTable::default(),
         is_final: false,
     };
     let (mut cursor, mut recovery) = (checkpoint::Cursor::Numbers, Recovery::new(PRODUCERS_PER_PARTITION_LIMIT));
@@ -1529,7 +1556,7 @@ fn state_records_keep_their_bytes() {
         StateRecord::ProducerIds { end: 1_000 },
         StateRecord::LogStart { partition: 1, offset: 10 },
         StateRecord::ConsumerOffset { partition: 1, offset: offset() },
-        StateRecord::CatalogNumbers { next_topic: 2, next_partition: 3 },
+        StateRecord::CatalogNumbers { next_topic: 2, next_partition: 3, next_queue: 4 },
         StateRecord::Topics(vec![state_record::TopicPiece {
             topic: 1,
             name: "orders".into(),
@@ -1911,7 +1938,7 @@ fn watch_ends_with_enough_bytes_with_its_time_or_with_the_next() {
     assert!(!ended(rig.answer(fourth)));
     // A connection that goes is forgotten, a topic that goes ends the watch.
     let other = rig.send_from(2, &watch(1, [1, 2]));
-    rig.shard.cancel(0, 2, 0);
+    rig.shard.cancel(0, 2, 0, rig.now);
     rig.ask(&Request::DeleteTopic { name: "t" });
     assert!(ended(rig.answer(fifth)));
     rig.turns(300);

@@ -1,12 +1,14 @@
 //! Topics come and go: shard 0 decides and logs, every shard applies what is durable.
 
 use ringmain_wire::control::{AlterTopic, CreateTopic, Durability, PartitionPlace};
-use ringmain_wire::{ErrorCode, Offset, PartitionId};
+use ringmain_wire::{ErrorCode, Offset, PartitionId, TopicId};
 
 use super::catalog::{Catalog, CatalogChange, CatalogLimits, partition_config};
 use super::partition::{NONE, Partition};
 use super::state_record::StateRecord;
 use super::{Busy, DEFERRED_MAX, Deferred, Shard};
+use crate::log::AppendError;
+use crate::request::queue::{QueueId, QueueReply};
 use crate::request::{Failure, Now, Origin, PartitionConfig, Reply};
 
 impl Shard {
@@ -22,6 +24,7 @@ impl Shard {
         }
         self.groups.add_partitions(catalog.partitions().map(|(id, _)| id));
         self.groups.keep_existing();
+        self.set_queues(catalog);
         // Of what was deleted before the last checkpoint only the log still knows: dead space.
         let (_, next_partition) = catalog.next_numbers();
         for id in (1..next_partition).map(PartitionId) {
@@ -38,8 +41,14 @@ impl Shard {
             CatalogChange::TopicCreated { config, partitions, .. } | CatalogChange::TopicAltered { config, partitions, .. } => {
                 self.configure(partitions, partition_config(config));
                 self.groups.add_partitions(partitions.iter().map(|place| PartitionId(place.partition)));
+                if let CatalogChange::TopicAltered { topic, .. } = change {
+                    self.queues_of_topic_grow(TopicId(*topic), partitions);
+                }
             }
-            CatalogChange::TopicDeleted { partitions, .. } => {
+            CatalogChange::QueuePut { queue, partitions } => self.queue_put(queue, partitions),
+            CatalogChange::QueueDeleted { queue } => self.queue_deleted(QueueId(*queue)),
+            CatalogChange::TopicDeleted { topic, partitions } => {
+                self.queues_of_topic_deleted(TopicId(*topic));
                 let shard = self.config.shard.0;
                 for place in partitions.iter().filter(|place| place.shard == shard) {
                     self.drop_partition(PartitionId(place.partition));
@@ -53,7 +62,7 @@ impl Shard {
 
     /// Shard 0: every core and shard has the change: whoever asked for it gets the answer.
     pub fn catalog_acknowledged(&mut self, change_id: u64) {
-        if let Some((origin, answer)) = self.catalog_pending.remove(&change_id) {
+        if let Some((Some(origin), answer)) = self.catalog_pending.remove(&change_id) {
             self.reply(origin, answer);
         }
     }
@@ -73,12 +82,12 @@ impl Shard {
         self.change_catalog(origin, decided, now)
     }
 
-    fn catalog_limits(&self) -> CatalogLimits {
+    pub(super) fn catalog_limits(&self) -> CatalogLimits {
         CatalogLimits { partitions_max: self.config.partitions_max, shard_count: self.config.shard_count }
     }
 
     /// Logs a decided change. Later decisions build on it at once; everybody else sees it when it is durable.
-    fn change_catalog(&mut self, origin: Origin, decided: Result<CatalogChange, Failure>, now: Now) -> Result<(), Busy> {
+    pub(super) fn change_catalog(&mut self, origin: Origin, decided: Result<CatalogChange, Failure>, now: Now) -> Result<(), Busy> {
         let refusal =
             if self.config.is_catalog { self.refusal() } else { Some(Failure::new(ErrorCode::Internal, "topics are changed on shard 0")) };
         let change = match refusal.map_or(decided, Err) {
@@ -91,19 +100,36 @@ impl Shard {
         if self.deferred.len() >= DEFERRED_MAX {
             return Err(Busy);
         }
+        self.log_catalog_change(Some(origin), change, now)?;
+        Ok(())
+    }
+
+    /// Logs and applies a change, whoever waits for it. False = it couldn't be logged, and whoever waits knows.
+    pub(super) fn log_catalog_change(&mut self, origin: Option<Origin>, change: CatalogChange, now: Now) -> Result<bool, Busy> {
         let record = StateRecord::Catalog(change);
-        let sequence = match self.log_state(&record, None, now) {
-            Ok(sequence) => sequence,
-            Err(error) => return self.append_failed(origin, error),
+        let sequence = match (self.log_state(&record, None, now), origin) {
+            (Ok(sequence), _) => sequence,
+            (Err(AppendError::Busy), _) => return Err(Busy),
+            (Err(error), Some(origin)) => return self.append_failed(origin, error).map(|()| false),
+            (Err(_), None) => return Ok(false),
         };
-        let StateRecord::Catalog(change) = record else { return Ok(()) };
+        let StateRecord::Catalog(change) = record else { return Ok(true) };
         self.catalog.apply(&change);
-        let answer = match change.topic().and_then(|topic| self.catalog.topic_by_id(topic)) {
-            Some(topic) => Reply::Topic(Box::new(topic.info())),
-            None => Reply::Deleted,
+        let answer = match &change {
+            CatalogChange::QueuePut { queue, .. } => match self.catalog.queues().get(QueueId(queue.queue)) {
+                Some(queue) => match self.catalog.queue_info(queue) {
+                    Some(info) => Reply::Queue(Box::new(QueueReply::Info(info.into()))),
+                    None => Reply::Deleted,
+                },
+                None => Reply::Deleted,
+            },
+            change => match change.topic().and_then(|topic| self.catalog.topic_by_id(topic)) {
+                Some(topic) => Reply::Topic(Box::new(topic.info())),
+                None => Reply::Deleted,
+            },
         };
         self.deferred.push_back((sequence, Deferred::Catalog { origin, change, answer }));
-        Ok(())
+        Ok(true)
     }
 
     /// Creates or reconfigures those of `places` that belong to this shard.

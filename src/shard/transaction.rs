@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use ringmain_wire::{ErrorCode, PartitionId, ProducerId};
 
+use super::queue::serve::Leaving;
 use super::state_record::{StateRecord, TransactionPiece};
 use super::{Busy, Deferred, Shard, catalog};
 use crate::log::AppendError;
@@ -67,6 +68,8 @@ pub enum Asked {
     Offsets { origin: Origin, id: Box<str> },
     /// The decision.
     Tell { id: Box<str>, participant: Participant },
+    /// A message of a queue that goes to another topic.
+    Forward(Leaving),
 }
 
 /// Who takes part.
@@ -806,6 +809,7 @@ impl Shard {
                 self.pass_on(origin, reply);
             }
             Asked::Tell { id, participant } => self.heard(&id, participant, &reply, now),
+            Asked::Forward(leaving) => self.forward_answered(leaving, &reply, now),
         }
     }
 

@@ -458,7 +458,7 @@ pub struct DeliveryView<'a> {
     pub append_time_ms: i64,
     /// As the publisher set it, ms since the Unix epoch.
     pub timestamp_ms: i64,
-    /// Deliveries, this one included; 65,535 = that many or more. After a crash it may be one too many for each crash.
+    /// Deliveries, this one included; 32,767 = that many or more. After a crash it may be one too many for each crash.
     pub deliveries: u16,
     /// `None` = null.
     pub key: Option<&'a [u8]>,

@@ -66,6 +66,20 @@ impl<'a> Records<'a> {
         Ok(Records { body, at_bytes: BATCH_PREFIX_BYTES, base_timestamp_ms, expected: record_count, seen: 0 })
     }
 
+    /// Goes on with a reading of `body` that had come to `position` ([`Records::position`]).
+    pub fn resume(body: &'a [u8], record_count: u32, position: (usize, u32)) -> Result<Records<'a>, RecordError> {
+        let (at_bytes, seen) = position;
+        if at_bytes < BATCH_PREFIX_BYTES || at_bytes > body.len() {
+            return Err(RecordError::Truncated { at_bytes });
+        }
+        Ok(Records { at_bytes, seen, ..Records::new(body, record_count)? })
+    }
+
+    /// Byte in the body and number of the next record.
+    pub fn position(&self) -> (usize, u32) {
+        (self.at_bytes, self.seen)
+    }
+
     fn read(&mut self) -> Result<RecordView<'a>, RecordError> {
         let at_bytes = self.at_bytes;
         let rest = &self.body[at_bytes..];

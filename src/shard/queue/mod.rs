@@ -1,0 +1,275 @@
+//! Queues: cursors over partitions. A message is published into a topic like any record; a queue remembers what it has delivered
+//! and what became of it.
+//!
+//! ```text
+//! partition ─▶ feed ─▶ cursor ─▶ a receive that waits ─▶ settle ─▶ state record ─▶ answer
+//!    (log)     reads    decides         ▲                    │
+//!                                       └── comes back ◀─────┘
+//! ```
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `catalog` | names, numbers and settings of queues |
+//! | `cursor` | one queue in one partition: the states of its messages |
+//! | `ranges` | settled offsets above a floor |
+//! | `feed` | records out of stored frames |
+//! | `filter` | which messages a queue takes |
+//! | `serve` | the shard's side: requests in, messages out, records into the log, timers |
+//! | `persist` | cursors as state records, and back |
+//!
+//! What must survive is logged: what is settled, what came back and how often it was delivered, and a *mark* below which
+//! messages may have been delivered: after a crash each of those that isn't settled counts one delivery. The mark is logged
+//! ahead, so that a first delivery waits for nothing.
+
+pub mod catalog;
+pub mod cursor;
+pub mod feed;
+pub mod filter;
+pub mod persist;
+mod ranges;
+pub mod serve;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use ringmain_wire::queue::{Overflow, QueueConfig};
+use ringmain_wire::{Offset, PartitionId, TopicId};
+
+use crate::request::Origin;
+use crate::request::queue::QueueId;
+use cursor::Cursor;
+use feed::Walker;
+use filter::Filter;
+
+/// A connection of a core.
+type ConnectionKey = (u16, u32, u32);
+
+/// The queues of one shard.
+#[derive(Debug, Default)]
+pub struct QueueTable {
+    queues: HashMap<QueueId, Queue>,
+    slots: Vec<Option<Box<Slot>>>,
+    free: Vec<u32>,
+    index: BTreeMap<(PartitionId, QueueId), u32>,
+    /// Cursors with something to do.
+    dirty: VecDeque<u32>,
+    timers: BTreeSet<(u64, u32)>,
+    by_connection: HashMap<ConnectionKey, Vec<u32>>,
+    /// Cursors that wait for a footer of a segment, and for room to read.
+    footer_waits: Vec<(u64, u32)>,
+    cold_waits: Vec<u32>,
+    /// Things remembered one by one by all cursors.
+    entries: usize,
+    /// Receives that wait.
+    waiting: usize,
+    /// The log took no more: wait for progress.
+    is_blocked: bool,
+    next_generation: u64,
+    /// Deliveries since the start.
+    delivered: u64,
+    /// Settlements since the start.
+    settled: u64,
+}
+
+/// A queue as every shard knows it.
+#[derive(Clone, Debug)]
+struct Queue {
+    name: Arc<str>,
+    topic: TopicId,
+    config: Arc<QueueConfig>,
+    filter: Arc<Filter>,
+}
+
+/// A receive that waits.
+#[derive(Clone, Copy, Debug)]
+struct Waiter {
+    origin: Origin,
+    consumer: u32,
+    priority: i16,
+    max_messages: u32,
+    max_bytes: u32,
+    deadline_us: u64,
+}
+
+/// A piece of the log that is being read.
+#[derive(Debug, Default)]
+struct Piece {
+    bytes: Vec<u8>,
+    walker: Walker,
+    /// It has nothing before …
+    from: u64,
+    /// … and nothing from here on.
+    until: u64,
+    /// For this record.
+    asked: Option<u64>,
+}
+
+/// One cursor and what is around it.
+#[derive(Debug)]
+struct Slot {
+    queue: QueueId,
+    partition: PartitionId,
+    name: Arc<str>,
+    filter: Arc<Filter>,
+    /// Tells this cursor from others that had the slot.
+    generation: u64,
+    cursor: Cursor,
+    /// What comes next.
+    feed: Piece,
+    /// What came back, or was put in another order.
+    again: Piece,
+    waiters: VecDeque<Waiter>,
+    is_head_logged: bool,
+    is_dirty: bool,
+    /// A read from the device is under way, or a footer.
+    is_reading: bool,
+    /// Messages on their way to another topic.
+    leaving: usize,
+    /// Not before this are more sent there.
+    leave_after_us: u64,
+    timer_us: Option<u64>,
+    entries: usize,
+}
+
+impl QueueTable {
+    /// The first cursor at or after `from`.
+    pub fn next_from(&self, from: (PartitionId, QueueId)) -> Option<((PartitionId, QueueId), &Cursor)> {
+        let (key, index) = self.index.range(from..).next()?;
+        Some((*key, &self.slots[*index as usize].as_deref()?.cursor))
+    }
+
+    /// Records below may go, as far as queues are concerned: `None` = no queue has a say.
+    pub fn dropped_below(&self, partition: PartitionId) -> Option<Offset> {
+        let (mut floor, mut drops) = (u64::MAX, false);
+        for slot in self.of_partition(partition) {
+            floor = floor.min(slot.cursor.floor());
+            drops |= slot.cursor.config().drop_acked;
+        }
+        drops.then_some(Offset(floor))
+    }
+
+    /// Whether some queue over the partition is full and refuses more. `end`: the partition's.
+    pub fn is_full(&self, partition: PartitionId, end: Offset) -> Option<&str> {
+        let refuses = |slot: &&Slot| {
+            let config = slot.cursor.config();
+            config.overflow == Overflow::Reject && config.max_length.is_some_and(|most| slot.cursor.length(end.0) >= most)
+        };
+        self.of_partition(partition).find(refuses).map(|slot| &*slot.name)
+    }
+
+    /// Cursors, things they remember, receives that wait, deliveries, settlements; for metrics.
+    pub fn counts(&self) -> (usize, usize, usize, u64, u64) {
+        (self.index.len(), self.entries, self.waiting, self.delivered, self.settled)
+    }
+
+    /// The partition is readable further: its cursors have something to do.
+    pub fn wake(&mut self, partition: PartitionId) {
+        let slots: Vec<u32> = self.index.range((partition, QueueId(0))..=(partition, QueueId(u32::MAX))).map(|(_, slot)| *slot).collect();
+        slots.into_iter().for_each(|slot| self.mark_dirty(slot));
+    }
+
+    /// The log may take more again.
+    pub fn unblock(&mut self) {
+        self.is_blocked = false;
+    }
+
+    /// When the next cursor has something to do.
+    pub fn next_deadline_us(&self) -> Option<u64> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Cursors have something to do now.
+    pub fn has_backlog(&self) -> bool {
+        !self.is_blocked && !self.dirty.is_empty()
+    }
+
+    /// Receives that wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    fn of_partition(&self, partition: PartitionId) -> impl Iterator<Item = &Slot> {
+        let range = self.index.range((partition, QueueId(0))..=(partition, QueueId(u32::MAX)));
+        range.filter_map(|(_, slot)| self.slots[*slot as usize].as_deref())
+    }
+
+    fn slot_of(&self, partition: PartitionId, queue: QueueId) -> Option<u32> {
+        self.index.get(&(partition, queue)).copied()
+    }
+
+    fn get_mut(&mut self, index: u32) -> Option<&mut Slot> {
+        self.slots.get_mut(index as usize)?.as_deref_mut()
+    }
+
+    fn mark_dirty(&mut self, index: u32) {
+        if let Some(slot) = self.get_mut(index)
+            && !slot.is_dirty
+        {
+            slot.is_dirty = true;
+            self.dirty.push_back(index);
+        }
+    }
+
+    fn insert(&mut self, partition: PartitionId, queue: QueueId, cursor: Cursor, is_head_logged: bool) {
+        let Some(known) = self.queues.get(&queue) else { return };
+        self.next_generation += 1;
+        let slot = Slot {
+            queue,
+            partition,
+            name: known.name.clone(),
+            filter: known.filter.clone(),
+            generation: self.next_generation,
+            cursor,
+            feed: Piece::default(),
+            again: Piece::default(),
+            waiters: VecDeque::new(),
+            is_head_logged,
+            is_dirty: false,
+            is_reading: false,
+            leaving: 0,
+            leave_after_us: 0,
+            timer_us: None,
+            entries: 0,
+        };
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() as u32 - 1
+        });
+        self.slots[index as usize] = Some(Box::new(slot));
+        self.index.insert((partition, queue), index);
+        self.mark_dirty(index);
+    }
+
+    /// Takes a cursor out; who waits for it, and for its log records, is the caller's to tell.
+    fn remove(&mut self, partition: PartitionId, queue: QueueId) -> Option<Box<Slot>> {
+        let index = self.index.remove(&(partition, queue))?;
+        let slot = self.slots[index as usize].take()?;
+        if let Some(at) = slot.timer_us {
+            self.timers.remove(&(at, index));
+        }
+        self.dirty.retain(|dirty| *dirty != index);
+        self.footer_waits.retain(|(_, waits)| *waits != index);
+        self.cold_waits.retain(|waits| *waits != index);
+        self.by_connection.values_mut().for_each(|slots| slots.retain(|used| *used != index));
+        self.entries -= slot.entries;
+        self.waiting -= slot.waiters.len();
+        self.free.push(index);
+        Some(slot)
+    }
+
+    fn set_timer(&mut self, index: u32, at: Option<u64>) {
+        let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_deref_mut) else { return };
+        if slot.timer_us == at {
+            return;
+        }
+        if let Some(old) = slot.timer_us.take() {
+            self.timers.remove(&(old, index));
+        }
+        slot.timer_us = at;
+        if let Some(at) = at {
+            self.timers.insert((at, index));
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Cursors as state records, and back.
+
+use std::collections::HashMap;
+
+use ringmain_wire::PartitionId;
+
+use super::super::state_record::{QueueHeadPiece, ReturnedPiece, StateRecord};
+use super::QueueTable;
+use super::cursor::{Cursor, End, Returned, Saved, Tally, Unlogged};
+use super::ranges::Settled;
+use crate::request::queue::QueueId;
+
+/// Ranges and returned messages of one record: together well below 256 KiB.
+const ENTRIES_PER_RECORD: usize = 4_096;
+const HEAD_BYTES: usize = 128;
+const ENTRY_BYTES: usize = 24;
+
+/// How far a checkpoint of cursors is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CursorPlace {
+    from: (PartitionId, QueueId),
+    part: Part,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Part {
+    #[default]
+    Head,
+    Settled {
+        from: u64,
+    },
+    Returned {
+        from: u64,
+    },
+}
+
+/// The pieces from `place` on, about `bytes` of them, and where to go on.
+pub fn next_pieces(table: &QueueTable, place: &CursorPlace, bytes: usize) -> (Vec<StateRecord>, Option<CursorPlace>) {
+    let (mut records, mut written, mut place) = (Vec::new(), 0, *place);
+    while written < bytes {
+        let Some((key, cursor)) = table.next_from(place.from) else { return (records, None) };
+        if key != place.from {
+            place = CursorPlace { from: key, part: Part::Head };
+        }
+        let (partition, queue) = (key.0.0, key.1.0);
+        place.part = match place.part {
+            Part::Head => {
+                records.push(head(key, cursor));
+                written += HEAD_BYTES;
+                Part::Settled { from: 0 }
+            }
+            Part::Settled { from } => {
+                let settled: Vec<(u64, u64)> = cursor.settled_from(from).take(ENTRIES_PER_RECORD).collect();
+                match settled.last().map(|(start, _)| *start) {
+                    Some(last) => {
+                        written += settled.len() * ENTRY_BYTES;
+                        records.push(StateRecord::QueueParts { queue, partition, settled, returned: Vec::new() });
+                        Part::Settled { from: last + 1 }
+                    }
+                    None => Part::Returned { from: 0 },
+                }
+            }
+            Part::Returned { from } => {
+                let returned: Vec<ReturnedPiece> = cursor.history_from(from).take(ENTRIES_PER_RECORD).map(|it| piece(&it)).collect();
+                match returned.last().map(|last| last.offset) {
+                    Some(last) => {
+                        written += returned.len() * ENTRY_BYTES;
+                        records.push(StateRecord::QueueParts { queue, partition, settled: Vec::new(), returned });
+                        Part::Returned { from: last + 1 }
+                    }
+                    None => {
+                        place.from = (key.0, QueueId(queue + 1));
+                        Part::Head
+                    }
+                }
+            }
+        };
+    }
+    (records, Some(place))
+}
+
+/// A cursor as it is, but for its parts.
+pub fn head(key: (PartitionId, QueueId), cursor: &Cursor) -> StateRecord {
+    let (begin, tally, floor, mark, crashes) = cursor.head();
+    StateRecord::QueueHead(Box::new(QueueHeadPiece {
+        queue: key.1.0,
+        partition: key.0.0,
+        begin,
+        floor,
+        mark,
+        crashes,
+        acked: tally.acked,
+        dead: tally.dead,
+        dropped: tally.dropped,
+        void: tally.void,
+    }))
+}
+
+/// What has happened, in records of a bounded size; the order among them doesn't matter.
+pub fn settled(key: (PartitionId, QueueId), unlogged: &Unlogged) -> Vec<StateRecord> {
+    let (queue, partition) = (key.1.0, key.0.0);
+    let mut records = Vec::new();
+    let mut push = |acked: &[(u64, u64)], dead: &[(u64, u64)], dropped: &[(u64, u64)], returned: &[Returned]| {
+        records.push(StateRecord::QueueSettled {
+            queue,
+            partition,
+            acked: acked.to_vec(),
+            dead: dead.to_vec(),
+            dropped: dropped.to_vec(),
+            returned: returned.iter().map(piece).collect(),
+        });
+    };
+    let total = unlogged.acked.len() + unlogged.dead.len() + unlogged.dropped.len() + unlogged.returned.len();
+    if total == 0 {
+        return records;
+    }
+    if total <= ENTRIES_PER_RECORD {
+        push(&unlogged.acked, &unlogged.dead, &unlogged.dropped, &unlogged.returned);
+        return records;
+    }
+    unlogged.acked.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(chunk, &[], &[], &[]));
+    unlogged.dead.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(&[], chunk, &[], &[]));
+    unlogged.dropped.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(&[], &[], chunk, &[]));
+    unlogged.returned.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(&[], &[], &[], chunk));
+    records
+}
+
+fn piece(returned: &Returned) -> ReturnedPiece {
+    ReturnedPiece { offset: returned.offset, deliveries: returned.deliveries, due_ms: returned.due_ms }
+}
+
+/// Cursors as the log has them.
+#[derive(Debug, Default)]
+pub struct SavedCursors {
+    cursors: HashMap<(u32, u32), Saved>,
+}
+
+impl SavedCursors {
+    /// The cursor of a queue in a partition, taken out.
+    pub fn take(&mut self, partition: PartitionId, queue: QueueId) -> Option<Saved> {
+        self.cursors.remove(&(partition.0, queue.0))
+    }
+
+    /// A record of this module.
+    pub fn replay(&mut self, record: StateRecord) {
+        match record {
+            StateRecord::QueueHead(piece) => {
+                let QueueHeadPiece { queue, partition, begin, floor, mark, crashes, acked, dead, dropped, void } = *piece;
+                let tally = Tally { acked, dead, dropped, void };
+                let saved = Saved { begin, tally, settled: Settled::below(floor), mark, crashes, ..Saved::default() };
+                self.cursors.insert((partition, queue), saved);
+            }
+            StateRecord::QueueParts { queue, partition, settled, returned } => {
+                let saved = self.cursors.entry((partition, queue)).or_default();
+                for (start, end) in settled {
+                    saved.settled.insert(start, end);
+                }
+                saved.history.extend(returned.into_iter().map(|it| (it.offset, (it.deliveries, it.due_ms))));
+            }
+            StateRecord::QueueSettled { queue, partition, acked, dead, dropped, returned } => {
+                let saved = self.cursors.entry((partition, queue)).or_default();
+                for (ranges, end) in [(acked, End::Acked), (dead, End::Dead), (dropped, End::Dropped)] {
+                    ranges.into_iter().for_each(|(start, until)| saved.end(start, until, end));
+                }
+                for it in returned {
+                    if !saved.settled.contains(it.offset) {
+                        saved.history.insert(it.offset, (it.deliveries, it.due_ms));
+                    }
+                }
+            }
+            StateRecord::QueueMark { queue, partition, mark, crashes } => {
+                let saved = self.cursors.entry((partition, queue)).or_default();
+                (saved.mark, saved.crashes) = (mark, crashes);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,1001 @@
+//! The shard's side of queues: requests in, messages out, records into the log, timers.
+
+use std::sync::Arc;
+
+use ringmain_wire::control::PartitionPlace;
+use ringmain_wire::frame::{Identity, flags};
+use ringmain_wire::queue::{AlterQueue, CreateQueue, DeliveryView, Overflow, QueueAnswer, QueueCall, name};
+use ringmain_wire::record::{HeadersBuilder, headers};
+use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, RecordBatchBuilder, TopicId, control};
+
+use super::catalog::QueuePiece;
+use super::cursor::{Admission, ConsumerKey, Cursor, Dying, End, Place, Returned};
+use super::feed::{Found, Reading, Shown, Walker, info};
+use super::filter::Filter;
+use super::{Piece, Queue, Slot, Waiter, persist};
+use crate::device::Slice;
+use crate::log::{Located, ReadError};
+use crate::request::queue::{Forward, QueueId, QueueReply, QueueRequest, Receive, Settle};
+use crate::request::{Extent, Failure, Now, Origin, Reply, Request};
+use crate::shard::catalog::{Catalog, CatalogChange};
+use crate::shard::read::ReadFor;
+use crate::shard::state_record::StateRecord;
+use crate::shard::transaction::Asked;
+use crate::shard::{Busy, DEFERRED_MAX, Deferred, Shard};
+
+/// Records looked at in one turn, over all queues: a turn of a core thread stays short.
+const RECORDS_PER_TURN: usize = 1_024;
+/// Cursors served in one turn.
+const CURSORS_PER_TURN: usize = 256;
+/// Messages of one queue in one partition that are on their way to another topic.
+const LEAVING_MAX: usize = 64;
+/// What couldn't be stored in another topic is tried again after this.
+const LEAVE_AGAIN_US: u64 = 1_000_000;
+/// Receives of one queue in one partition that wait; more get `Overloaded`.
+const WAITERS_MAX: usize = 10_000;
+/// A receive whose wait is over while its messages are being read gets them within this.
+const READ_GRACE_US: u64 = 1_000_000;
+/// Bytes of a batch of another protocol, cut into records.
+const TRANSCODED_MAX_BYTES: usize = 64 << 20;
+/// Answers to lists.
+const LIST_MAX: usize = 10_000;
+
+/// What waits for a record of a cursor to be durable.
+#[derive(Debug)]
+pub struct Logged {
+    index: u32,
+    generation: u64,
+    age: u64,
+    mark: Option<u64>,
+    returned: Vec<Returned>,
+    /// Who settled: origin, settled, refused.
+    pub answers: Vec<(Origin, u32, u32)>,
+    /// Who waits for a count.
+    pub counts: Vec<(Origin, u64)>,
+}
+
+/// A message on its way to another topic, for the answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaving {
+    index: u32,
+    generation: u64,
+    age: u64,
+    dying: Dying,
+}
+
+/// A read from the device for a cursor.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueRead {
+    index: u32,
+    generation: u64,
+    is_feed: bool,
+    from: u64,
+    until: u64,
+}
+
+/// What was found of a record.
+enum Got<T> {
+    It(T),
+    /// It isn't a message, or is gone.
+    Gone,
+    /// It is being read.
+    Later,
+}
+
+impl Shard {
+    // ---- the catalog ----------------------------------------------------------------------------------
+
+    pub(in crate::shard) fn create_queue(&mut self, origin: Origin, create: &CreateQueue, now: Now) -> Result<(), Busy> {
+        if let Err(failure) = self.catalog.check_new_queue(create) {
+            self.fail(origin, failure);
+            return Ok(());
+        }
+        let topic = if create.topic.is_empty() { &create.name } else { &create.topic };
+        if self.catalog.topic(topic).is_none() {
+            let config = control::TopicConfig { durability: create.durability, ..control::TopicConfig::default() };
+            let create = control::CreateTopic { name: topic.clone(), partition_count: create.partition_count, config };
+            let decided = self.catalog.decide_create(&create, self.catalog_limits());
+            match decided {
+                Ok(change) if self.deferred.len() + 2 <= DEFERRED_MAX => {
+                    if !self.log_catalog_change(None, change, now)? {
+                        self.fail(origin, ErrorCode::DiskFull.into());
+                        return Ok(());
+                    }
+                }
+                Ok(_) => return Err(Busy),
+                Err(failure) => {
+                    self.fail(origin, failure);
+                    return Ok(());
+                }
+            }
+        }
+        let decided = match self.catalog.topic(topic) {
+            Some(topic) => self.catalog.decide_create_queue(create, topic.topic),
+            None => Err(ErrorCode::UnknownTopic.into()),
+        };
+        self.put_queue(origin, decided, now)
+    }
+
+    pub(in crate::shard) fn alter_queue(&mut self, origin: Origin, alter: &AlterQueue, now: Now) -> Result<(), Busy> {
+        let decided = self.catalog.decide_alter_queue(alter);
+        self.put_queue(origin, decided, now)
+    }
+
+    fn put_queue(&mut self, origin: Origin, decided: Result<QueuePiece, Failure>, now: Now) -> Result<(), Busy> {
+        let decided = decided.map(|queue| {
+            let partitions = self.catalog.topic_by_id(TopicId(queue.topic)).map(|topic| topic.partitions.clone()).unwrap_or_default();
+            CatalogChange::QueuePut { queue, partitions }
+        });
+        self.change_catalog(origin, decided, now)
+    }
+
+    pub(in crate::shard) fn delete_queue(&mut self, origin: Origin, name: &str, now: Now) -> Result<(), Busy> {
+        let decided = self.catalog.decide_delete_queue(name).map(|queue| CatalogChange::QueueDeleted { queue: queue.0 });
+        self.change_catalog(origin, decided, now)
+    }
+
+    /// Once at start: cursors as they were, or new ones.
+    pub(in crate::shard) fn set_queues(&mut self, catalog: &Catalog) {
+        for queue in catalog.queues().iter() {
+            let Some(topic) = catalog.topic_by_id(queue.topic) else { continue };
+            let known = Queue {
+                name: queue.name.clone(),
+                topic: queue.topic,
+                filter: Arc::new(Filter::parse(&queue.config.filter).unwrap_or_default()),
+                config: queue.config.clone(),
+            };
+            self.queues.queues.insert(queue.queue, known);
+            self.add_cursors(queue.queue, &topic.partitions, queue.config.from_beginning);
+        }
+        self.saved_cursors = persist::SavedCursors::default();
+    }
+
+    /// A queue is new, or has other settings.
+    pub(in crate::shard) fn queue_put(&mut self, piece: &QueuePiece, partitions: &[PartitionPlace]) {
+        let queue = QueueId(piece.queue);
+        let (config, filter) = (Arc::new(piece.config.clone()), Arc::new(Filter::parse(&piece.config.filter).unwrap_or_default()));
+        let known = Queue { name: piece.name.as_str().into(), topic: TopicId(piece.topic), config: config.clone(), filter: filter.clone() };
+        self.queues.queues.insert(queue, known);
+        for place in partitions {
+            if let Some(index) = self.queues.slot_of(PartitionId(place.partition), queue) {
+                if let Some(slot) = self.queues.get_mut(index) {
+                    slot.cursor.configure(config.clone());
+                    slot.filter = filter.clone();
+                }
+                self.queues.mark_dirty(index);
+            }
+        }
+        self.add_cursors(queue, partitions, piece.config.from_beginning);
+    }
+
+    /// A topic has more partitions: its queues read them from their beginning.
+    pub(in crate::shard) fn queues_of_topic_grow(&mut self, topic: TopicId, partitions: &[PartitionPlace]) {
+        let queues: Vec<QueueId> = self.queues.queues.iter().filter(|(_, known)| known.topic == topic).map(|(queue, _)| *queue).collect();
+        queues.into_iter().for_each(|queue| self.add_cursors(queue, partitions, true));
+    }
+
+    fn add_cursors(&mut self, queue: QueueId, partitions: &[PartitionPlace], from_beginning: bool) {
+        let shard = self.config.shard.0;
+        let Some(config) = self.queues.queues.get(&queue).map(|known| known.config.clone()) else { return };
+        for place in partitions.iter().filter(|place| place.shard == shard) {
+            let id = PartitionId(place.partition);
+            let Some(partition) = self.partitions.get_mut(id) else { continue };
+            if self.queues.slot_of(id, queue).is_some() {
+                continue;
+            }
+            partition.has_queues = true;
+            let begin = if from_beginning { partition.log_start } else { partition.next_offset };
+            match self.saved_cursors.take(id, queue) {
+                Some(saved) => self.queues.insert(id, queue, Cursor::restore(config.clone(), saved), true),
+                None => self.queues.insert(id, queue, Cursor::new(config.clone(), begin.0), false),
+            }
+        }
+    }
+
+    /// A queue is gone.
+    pub(in crate::shard) fn queue_deleted(&mut self, queue: QueueId) {
+        self.queues.queues.remove(&queue);
+        let keys: Vec<(PartitionId, QueueId)> = self.queues.index.keys().copied().filter(|(_, of)| *of == queue).collect();
+        keys.into_iter().for_each(|(partition, queue)| self.drop_cursor(partition, queue));
+    }
+
+    /// A topic is gone, and its queues with it.
+    pub(in crate::shard) fn queues_of_topic_deleted(&mut self, topic: TopicId) {
+        let queues: Vec<QueueId> = self.queues.queues.iter().filter(|(_, known)| known.topic == topic).map(|(queue, _)| *queue).collect();
+        queues.into_iter().for_each(|queue| self.queue_deleted(queue));
+    }
+
+    fn drop_cursor(&mut self, partition: PartitionId, queue: QueueId) {
+        let Some(mut slot) = self.queues.remove(partition, queue) else { return };
+        for waiter in slot.waiters.drain(..) {
+            self.fail(waiter.origin, ErrorCode::UnknownQueue.into());
+        }
+        let unlogged = slot.cursor.take_unlogged();
+        for origin in unlogged.answers.iter().map(|it| it.0).chain(unlogged.counts.iter().map(|it| it.0)) {
+            self.fail(origin, ErrorCode::UnknownQueue.into());
+        }
+        if self.queues.of_partition(partition).next().is_none()
+            && let Some(partition) = self.partitions.get_mut(partition)
+        {
+            partition.has_queues = false;
+        }
+    }
+
+    // ---- requests -------------------------------------------------------------------------------------
+
+    fn queue_slot(&mut self, partition: PartitionId, queue: QueueId) -> Result<u32, Failure> {
+        if let Some(failure) = self.refusal() {
+            return Err(failure);
+        }
+        if self.partitions.get(partition).is_none() {
+            return Err(ErrorCode::UnknownPartition.into());
+        }
+        self.queues.slot_of(partition, queue).ok_or_else(|| ErrorCode::UnknownQueue.into())
+    }
+
+    /// Messages, now or later.
+    pub(in crate::shard) fn receive(&mut self, origin: Origin, receive: &Receive, now: Now) {
+        let index = match self.queue_slot(receive.partition, receive.queue) {
+            Ok(index) => index,
+            Err(failure) => return self.fail(origin, failure),
+        };
+        if self.fetches_waiting() >= self.config.waiting_fetches_max {
+            return self.fail(origin, Failure::new(ErrorCode::Overloaded, format!("{} requests wait already", self.fetches_waiting())));
+        }
+        let Some(slot) = self.queues.get_mut(index) else { return };
+        if slot.waiters.len() >= WAITERS_MAX {
+            return self.fail(origin, Failure::new(ErrorCode::Overloaded, format!("{WAITERS_MAX} receives wait for this queue")));
+        }
+        let Some(consumer) = slot.cursor.attach(ConsumerKey::new(&origin, receive.consumer), receive.priority) else {
+            return self.fail(origin, ErrorCode::QueueInUse.into());
+        };
+        slot.waiters.push_back(Waiter {
+            origin,
+            consumer,
+            priority: receive.priority,
+            max_messages: receive.max_messages.max(1),
+            max_bytes: receive.max_bytes.min(self.config.fetch_bytes_max),
+            deadline_us: now.monotonic_us + u64::from(receive.max_wait_ms) * 1_000,
+        });
+        self.queues.waiting += 1;
+        let used = self.queues.by_connection.entry((origin.core, origin.connection, origin.generation)).or_default();
+        if !used.contains(&index) {
+            used.push(index);
+        }
+        self.queues.mark_dirty(index);
+    }
+
+    /// What becomes of messages.
+    pub(in crate::shard) fn settle(&mut self, origin: Origin, settle: &Settle, now: Now) {
+        let index = match self.queue_slot(settle.partition, settle.queue) {
+            Ok(index) => index,
+            Err(failure) => return self.fail(origin, failure),
+        };
+        let Some(slot) = self.queues.get_mut(index) else { return };
+        let consumer = slot.cursor.consumer(&ConsumerKey::new(&origin, settle.consumer));
+        let (mut settled, mut refused) = (0u32, 0u32);
+        for settlement in &settle.settlements {
+            let (more, less) = slot.cursor.settle(consumer, settlement, now);
+            settled = settled.saturating_add(more);
+            refused = refused.saturating_add(less);
+        }
+        slot.cursor.answer_later(origin, settled, refused);
+        self.queues.settled += u64::from(settled);
+        self.queues.mark_dirty(index);
+    }
+
+    /// Anything else about a queue.
+    pub(in crate::shard) fn queue_request(&mut self, origin: Origin, request: &QueueRequest, now: Now) {
+        let index = match self.queue_slot(request.partition, request.queue) {
+            Ok(index) => index,
+            Err(failure) => return self.fail(origin, failure),
+        };
+        let Some(partition) = self.partitions.get(request.partition) else { return };
+        let (log_start, end) = (partition.log_start.0, partition.readable_end(true).0);
+        let Some(slot) = self.queues.get_mut(index) else { return };
+        let answer = match &request.call {
+            QueueCall::Describe => Some(QueueAnswer::State(slot.cursor.state(end, slot.waiters.len() as u32))),
+            QueueCall::ListDelayed { after, max } => {
+                Some(QueueAnswer::Delayed(slot.cursor.list_delayed(*after, (*max as usize).min(LIST_MAX))))
+            }
+            QueueCall::ListUnsettled { from, max } => {
+                let from = (*from).max(log_start);
+                Some(QueueAnswer::Unsettled(slot.cursor.list_unsettled(from, end, (*max as usize).min(LIST_MAX))))
+            }
+            QueueCall::Purge => {
+                let count = slot.cursor.purge(end);
+                slot.feed = Piece::default();
+                slot.cursor.count_later(origin, count);
+                None
+            }
+            QueueCall::Seek { offset } => {
+                if *offset < log_start || *offset > end {
+                    let message = format!("offset {offset} of partition {}: stored are {log_start} to {end}", request.partition);
+                    return self.fail(origin, Failure::new(ErrorCode::OffsetOutOfRange, message));
+                }
+                slot.cursor.seek(*offset);
+                slot.feed = Piece::default();
+                slot.is_head_logged = false;
+                slot.leaving = 0;
+                slot.cursor.count_later(origin, offset - log_start);
+                None
+            }
+            QueueCall::DeliverNow { offset } | QueueCall::Cancel { offset } => {
+                let is_cancel = matches!(request.call, QueueCall::Cancel { .. });
+                let found = slot.cursor.hurry(*offset, is_cancel);
+                slot.cursor.count_later(origin, u64::from(found));
+                None
+            }
+            QueueCall::Leave { consumer } => {
+                let leaves = ConsumerKey::new(&origin, *consumer);
+                let gone = slot.cursor.consumer(&leaves);
+                let count = slot.cursor.detach(|key| *key == leaves, now);
+                slot.cursor.count_later(origin, count);
+                let waiters: Vec<Waiter> = slot.waiters.iter().copied().filter(|waiter| Some(waiter.consumer) == gone).collect();
+                slot.waiters.retain(|waiter| Some(waiter.consumer) != gone);
+                let partition = slot.partition;
+                self.queues.waiting -= waiters.len();
+                waiters.into_iter().for_each(|waiter| self.reply_messages(waiter.origin, partition, 0, Vec::new()));
+                None
+            }
+        };
+        self.queues.mark_dirty(index);
+        if let Some(answer) = answer {
+            self.reply(origin, Reply::Queue(Box::new(QueueReply::Answer(answer))));
+        }
+    }
+
+    /// A connection has gone: what it holds comes back.
+    pub(in crate::shard) fn cancel_queues(&mut self, core: u16, connection: u32, generation: u32, now: Now) {
+        for index in self.queues.by_connection.remove(&(core, connection, generation)).unwrap_or_default() {
+            let Some(slot) = self.queues.get_mut(index) else { continue };
+            let is_gone = |key: &ConsumerKey| (key.core, key.connection, key.generation) == (core, connection, generation);
+            slot.cursor.detach(is_gone, now);
+            let before = slot.waiters.len();
+            slot.waiters.retain(|waiter| {
+                let origin = &waiter.origin;
+                (origin.core, origin.connection, origin.generation) != (core, connection, generation)
+            });
+            let ended = before - slot.waiters.len();
+            self.queues.waiting -= ended;
+            self.queues.mark_dirty(index);
+        }
+    }
+
+    /// A message that comes from a queue, maybe of another shard.
+    pub(in crate::shard) fn forwarded(&mut self, origin: Origin, forward: &Forward, now: Now) -> Result<(), Busy> {
+        let mut builder = RecordBatchBuilder::new();
+        builder.push(forward.timestamp_ms, forward.key.as_deref(), forward.value.as_deref(), &forward.headers);
+        let queue_flags = if forward.has_queue_headers { flags::QUEUE_HEADERS } else { 0 };
+        let bytes = builder.finish(Identity { flags: queue_flags, ..Identity::plain(forward.partition) });
+        match Frame::parse(bytes) {
+            Ok(frame) => self.produce(origin, &frame, now),
+            Err(error) => {
+                self.fail(origin, Failure::new(ErrorCode::Internal, error.to_string()));
+                Ok(())
+            }
+        }
+    }
+
+    // ---- turns ----------------------------------------------------------------------------------------
+
+    /// Serves cursors that have something to do, a bounded number of records in all.
+    pub(in crate::shard) fn queues_step(&mut self, now: Now) {
+        while let Some(index) = self.queues.timers.first().filter(|(at, _)| *at <= now.monotonic_us).map(|(_, index)| *index) {
+            self.queues.set_timer(index, None);
+            self.queues.mark_dirty(index);
+        }
+        if self.queues.is_blocked || self.fault.is_some() {
+            return;
+        }
+        let mut budget = RECORDS_PER_TURN;
+        for _ in 0..self.queues.dirty.len().min(CURSORS_PER_TURN) {
+            if budget == 0 || self.queues.is_blocked {
+                break;
+            }
+            let Some(index) = self.queues.dirty.pop_front() else { break };
+            self.serve_cursor(index, &mut budget, now);
+        }
+    }
+
+    fn serve_cursor(&mut self, index: u32, budget: &mut usize, now: Now) {
+        let Some(mut slot) = self.queues.slots.get_mut(index as usize).and_then(Option::take) else { return };
+        slot.is_dirty = false;
+        let is_done = self.serve_slot(index, &mut slot, budget, now);
+        let entries = slot.cursor.entry_count();
+        self.queues.entries = self.queues.entries + entries - slot.entries;
+        slot.entries = entries;
+        let deadline = self.deadline_of(&slot, now);
+        self.queues.slots[index as usize] = Some(slot);
+        self.queues.set_timer(index, deadline);
+        if !is_done {
+            self.queues.mark_dirty(index);
+        }
+    }
+
+    fn deadline_of(&self, slot: &Slot, now: Now) -> Option<u64> {
+        if self.stopping || self.fault.is_some() {
+            return None;
+        }
+        let waiter = slot.waiters.iter().map(|waiter| waiter.deadline_us).min();
+        // A rate lets the next one through soon.
+        let rate = (slot.cursor.config().rate_per_second.is_some() && !slot.waiters.is_empty()).then_some(now.monotonic_us + 10_000);
+        let leave = slot.cursor.has_dying().then_some(slot.leave_after_us.max(now.monotonic_us + 1_000));
+        [slot.cursor.next_deadline_us(now), waiter, rate, leave].into_iter().flatten().min()
+    }
+
+    /// False = there is more to do at once.
+    fn serve_slot(&mut self, index: u32, slot: &mut Slot, budget: &mut usize, now: Now) -> bool {
+        let Some(partition) = self.partitions.get(slot.partition) else { return true };
+        let (log_start, end) = (partition.log_start.0, partition.readable_end(true).0);
+        if !slot.is_head_logged && !self.log_head(slot, now) {
+            return false;
+        }
+        let mut is_done = true;
+        if !self.stopping {
+            slot.cursor.tick(now);
+            slot.cursor.truncate(log_start);
+            let config = slot.cursor.config();
+            if let (Overflow::DropHead, Some(most)) = (config.overflow, config.max_length) {
+                slot.cursor.drop_head(most, end);
+            }
+            is_done = self.dispatch(index, slot, end, budget, now);
+            self.end_waits(slot, end, now);
+            self.send_away(index, slot, now);
+            is_done &= self.log_mark(index, slot, now);
+        }
+        self.log_settled(index, slot, now) && is_done
+    }
+
+    fn log_head(&mut self, slot: &mut Slot, now: Now) -> bool {
+        let record = persist::head((slot.partition, slot.queue), &slot.cursor);
+        slot.is_head_logged = self.log_state(&record, None, now).is_ok();
+        self.queues.is_blocked |= !slot.is_head_logged;
+        slot.is_head_logged
+    }
+
+    /// Keeps the delivery mark ahead of who asks.
+    fn log_mark(&mut self, index: u32, slot: &mut Slot, now: Now) -> bool {
+        if slot.waiters.is_empty() && slot.cursor.mark() > slot.cursor.next() {
+            return true;
+        }
+        if slot.waiters.is_empty() && slot.cursor.mark() == 0 {
+            return true;
+        }
+        let Some((mark, crashes)) = slot.cursor.mark_due(slot.cursor.next()) else { return true };
+        let record = StateRecord::QueueMark { queue: slot.queue.0, partition: slot.partition.0, mark, crashes };
+        let logged = Logged {
+            index,
+            generation: slot.generation,
+            age: slot.cursor.age(),
+            mark: Some(mark),
+            returned: Vec::new(),
+            answers: Vec::new(),
+            counts: Vec::new(),
+        };
+        match self.log_state(&record, Some(Deferred::Queue(Box::new(logged))), now) {
+            Ok(_) => {
+                slot.cursor.mark_logged(mark);
+                true
+            }
+            Err(_) => {
+                self.queues.is_blocked = true;
+                false
+            }
+        }
+    }
+
+    /// Logs what became of messages; the answers come when that is durable.
+    fn log_settled(&mut self, index: u32, slot: &mut Slot, now: Now) -> bool {
+        if !slot.cursor.has_unlogged() {
+            return true;
+        }
+        if self.deferred.len() >= DEFERRED_MAX {
+            self.queues.is_blocked = true;
+            return false;
+        }
+        let unlogged = slot.cursor.take_unlogged();
+        let records = persist::settled((slot.partition, slot.queue), &unlogged);
+        let mut sequence = None;
+        for record in &records {
+            match self.log_state(record, None, now) {
+                Ok(logged) => sequence = Some(logged),
+                Err(_) => {
+                    // What is logged already says the same when it comes again.
+                    slot.cursor.put_back(unlogged);
+                    self.queues.is_blocked = true;
+                    return false;
+                }
+            }
+        }
+        unlogged.returned.iter().for_each(|returned| slot.cursor.returned_logged(returned));
+        // Nothing to log, as when a deadline moves: but what was settled before may still be on its way.
+        let sequence = sequence.unwrap_or(self.last_sequence);
+        let logged = Logged {
+            index,
+            generation: slot.generation,
+            age: slot.cursor.age(),
+            mark: None,
+            returned: unlogged.returned,
+            answers: unlogged.answers,
+            counts: unlogged.counts,
+        };
+        if sequence <= self.flushed {
+            self.answer_settled(&logged);
+        } else {
+            self.deferred.push_back((sequence, Deferred::Queue(Box::new(logged))));
+        }
+        true
+    }
+
+    fn answer_settled(&mut self, logged: &Logged) {
+        for (origin, settled, refused) in &logged.answers {
+            self.reply(*origin, Reply::Queue(Box::new(QueueReply::Settled { settled: *settled, refused: *refused })));
+        }
+        for (origin, count) in &logged.counts {
+            self.reply(*origin, Reply::Queue(Box::new(QueueReply::Answer(QueueAnswer::Count(*count)))));
+        }
+    }
+
+    /// A record of a cursor is durable.
+    pub(in crate::shard) fn queue_durable(&mut self, logged: &Logged, now: Now) {
+        self.answer_settled(logged);
+        let Some(slot) = self.queues.get_mut(logged.index) else { return };
+        if slot.generation != logged.generation || slot.cursor.age() != logged.age {
+            return;
+        }
+        if let Some(mark) = logged.mark {
+            slot.cursor.mark_durable(mark);
+        }
+        for returned in &logged.returned {
+            slot.cursor.returned_durable(returned, now);
+        }
+        self.queues.mark_dirty(logged.index);
+    }
+
+    /// The broker stops: nobody gets more messages; what is settled still becomes durable.
+    pub(in crate::shard) fn stop_queues(&mut self) {
+        let slots: Vec<u32> = self.queues.index.values().copied().collect();
+        for index in slots {
+            let Some(slot) = self.queues.get_mut(index) else { continue };
+            let waiters = std::mem::take(&mut slot.waiters);
+            let partition = slot.partition;
+            slot.cursor.settle_down();
+            self.queues.waiting -= waiters.len();
+            waiters.into_iter().for_each(|waiter| self.reply_messages(waiter.origin, partition, 0, Vec::new()));
+            self.queues.mark_dirty(index);
+        }
+    }
+
+    /// Nothing more is written: who waits is told.
+    pub(in crate::shard) fn fail_queues(&mut self, failure: &Failure) {
+        let slots: Vec<u32> = self.queues.index.values().copied().collect();
+        for index in slots {
+            let Some(slot) = self.queues.get_mut(index) else { continue };
+            let waiters = std::mem::take(&mut slot.waiters);
+            let unlogged = slot.cursor.take_unlogged();
+            self.queues.waiting -= waiters.len();
+            let waits = waiters.iter().map(|waiter| waiter.origin);
+            let answers = unlogged.answers.iter().map(|it| it.0).chain(unlogged.counts.iter().map(|it| it.0));
+            let origins: Vec<Origin> = waits.chain(answers).collect();
+            origins.into_iter().for_each(|origin| self.fail(origin, failure.clone()));
+        }
+    }
+
+    // ---- messages -------------------------------------------------------------------------------------
+
+    fn reply_messages(&mut self, origin: Origin, partition: PartitionId, count: u32, bytes: Vec<u8>) {
+        self.reply(origin, Reply::Queue(Box::new(QueueReply::Received { partition, count, bytes })));
+    }
+
+    /// Gives messages to those who wait. False = the turn's budget ended it.
+    fn dispatch(&mut self, index: u32, slot: &mut Slot, end: u64, budget: &mut usize, now: Now) -> bool {
+        let feeds_ahead = slot.cursor.feeds_ahead();
+        if feeds_ahead && !self.feed_ahead(index, slot, end, budget, now) {
+            return false;
+        }
+        while !slot.cursor.config().paused && !slot.cursor.holds_back() {
+            let Some(at) = next_waiter(slot) else { return true };
+            let waiter = slot.waiters[at];
+            let (count, bytes) = self.collect(index, slot, &waiter, end, budget, now);
+            if count > 0 {
+                slot.waiters.remove(at);
+                self.queues.waiting -= 1;
+                self.queues.delivered += u64::from(count);
+                slot.cursor.spend(u64::from(count));
+                self.counters.bytes_out += bytes.len() as u64;
+                let partition = slot.partition;
+                self.reply_messages(waiter.origin, partition, count, bytes);
+            }
+            if *budget == 0 {
+                return false;
+            }
+            if count == 0 {
+                return true;
+            }
+        }
+        true
+    }
+
+    /// Looks at everything that is there, in a queue whose order isn't the log's.
+    fn feed_ahead(&mut self, index: u32, slot: &mut Slot, end: u64, budget: &mut usize, now: Now) -> bool {
+        while slot.cursor.next() < end && slot.cursor.takes_more() && self.has_room() {
+            if *budget == 0 {
+                return false;
+            }
+            *budget -= 1;
+            match self.feed_one(index, slot, end, now, |cursor, _, place| cursor.keep(place)) {
+                Got::It(()) | Got::Gone => {}
+                Got::Later => return true,
+            }
+        }
+        true
+    }
+
+    fn has_room(&self) -> bool {
+        self.queues.entries < self.config.queue_entries_max
+    }
+
+    /// As many messages as one receive may have.
+    fn collect(
+        &mut self,
+        index: u32,
+        slot: &mut Slot,
+        waiter: &Waiter,
+        end: u64,
+        budget: &mut usize,
+        now: Now,
+    ) -> (u32, Vec<u8>) {
+        let (mut count, mut out) = (0u32, Vec::new());
+        let most = u64::from(waiter.max_messages).min(slot.cursor.allowance(now));
+        let feeds_ahead = slot.cursor.feeds_ahead();
+        while u64::from(count) < most && (out.is_empty() || out.len() < waiter.max_bytes as usize) && *budget > 0 {
+            if let Some(place) = slot.cursor.first_ready() {
+                if place.offset() >= slot.cursor.mark() {
+                    break;
+                }
+                *budget -= 1;
+                let (filter, config) = (slot.filter.clone(), slot.cursor.config());
+                let (ttl_ms, key_ordered) = (config.ttl_ms, config.key_ordered);
+                let got = self.with_record(index, slot, place.offset(), |cursor, shown| {
+                    if cursor.recheck(place, info(shown, &filter, ttl_ms, key_ordered), now) {
+                        let deliveries = cursor.deliver(place, waiter.consumer, now);
+                        write(shown, deliveries, &mut out);
+                        count += 1;
+                    }
+                });
+                match got {
+                    Got::It(()) => {}
+                    Got::Gone => slot.cursor.lose(place.offset(), Some(place)),
+                    Got::Later => break,
+                }
+                continue;
+            }
+            let next = slot.cursor.next();
+            if feeds_ahead || next >= end || next >= slot.cursor.mark() || !slot.cursor.takes_more() || !self.has_room() {
+                break;
+            }
+            *budget -= 1;
+            let (max_bytes, consumer) = (waiter.max_bytes as usize, waiter.consumer);
+            let got = self.feed_one(index, slot, end, now, |cursor, shown, place| {
+                let view = view(shown, 0);
+                if !out.is_empty() && out.len() + view.wire_bytes() > max_bytes {
+                    cursor.keep(place);
+                    return;
+                }
+                let deliveries = cursor.deliver(place, consumer, now);
+                DeliveryView { deliveries, ..view }.write(&mut out);
+                count += 1;
+            });
+            if matches!(got, Got::Later) || slot.cursor.first_ready().is_some() && !out.is_empty() {
+                break;
+            }
+        }
+        (count, out)
+    }
+
+    /// Shows the next record to the cursor; `ready` decides what becomes of one that is ready.
+    fn feed_one(
+        &mut self,
+        index: u32,
+        slot: &mut Slot,
+        end: u64,
+        now: Now,
+        ready: impl FnOnce(&mut Cursor, &Shown<'_>, Place),
+    ) -> Got<()> {
+        let mut is_fresh = false;
+        loop {
+            let next = slot.cursor.next();
+            if slot.feed.bytes.is_empty() || !(slot.feed.from..slot.feed.until).contains(&next) {
+                match self.fill(index, slot, next, end) {
+                    Got::It(()) => is_fresh = true,
+                    other => return other,
+                }
+            }
+            let Slot { feed, cursor, filter, partition, .. } = slot;
+            let transactions = self.partitions.get(*partition).and_then(|partition| partition.transactions.as_deref());
+            let is_aborted = |frame: &Frame<'_>| transactions.is_some_and(|transactions| transactions.is_aborted(frame));
+            let reading =
+                Reading { transcode: self.config.transcode, transcode_bytes_max: TRANSCODED_MAX_BYTES, is_aborted: &is_aborted };
+            match feed.walker.find(&feed.bytes, next, reading) {
+                Found::Record(shown) => {
+                    let config = cursor.config();
+                    let info = info(&shown, filter, config.ttl_ms, config.key_ordered);
+                    if let Admission::Ready(place) = cursor.admit(info, now) {
+                        ready(cursor, &shown, place);
+                    }
+                    return Got::It(());
+                }
+                Found::Skip { until, end: how } => {
+                    cursor.skip_to(until.min(end), how);
+                    return Got::Gone;
+                }
+                Found::Nothing => {
+                    let until = feed.until;
+                    *feed = Piece::default();
+                    if is_fresh {
+                        // The log says that it is there, and it isn't.
+                        cursor.skip_to(until.clamp(next + 1, end), End::Dropped);
+                        return Got::Gone;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gets the piece of the log in which `next` is.
+    fn fill(&mut self, index: u32, slot: &mut Slot, next: u64, end: u64) -> Got<()> {
+        if slot.is_reading {
+            return Got::Later;
+        }
+        match self.log.locate(slot.partition, Offset(next), Offset(end), self.config.queue_feed_bytes) {
+            Located::Wait { segment } => {
+                slot.is_reading = true;
+                self.queues.footer_waits.push((segment, index));
+                Got::Later
+            }
+            Located::Runs { extents, next_offset, .. } => match extents.first() {
+                None => {
+                    slot.cursor.skip_to(next_offset.0.clamp(next + 1, end), End::Void);
+                    Got::Gone
+                }
+                Some(extent) => {
+                    let until = if extents.len() == 1 { next_offset.0 } else { u64::MAX };
+                    match self.log.hot_bytes(*extent) {
+                        Some(bytes) => {
+                            let mut buffer = std::mem::take(&mut slot.feed.bytes);
+                            buffer.clear();
+                            buffer.extend_from_slice(bytes);
+                            slot.feed = Piece { bytes: buffer, walker: Walker::default(), from: next, until, asked: None };
+                            Got::It(())
+                        }
+                        None => self.read_for_queue(index, slot, *extent, true, next, until),
+                    }
+                }
+            },
+        }
+    }
+
+    fn read_for_queue(&mut self, index: u32, slot: &mut Slot, extent: Extent, is_feed: bool, from: u64, until: u64) -> Got<()> {
+        if self.cold_read_bytes > 0 && self.cold_read_bytes + u64::from(extent.len) > self.config.cold_read_bytes_max {
+            self.queues.cold_waits.push(index);
+            return Got::Later;
+        }
+        slot.is_reading = true;
+        self.cold_read_bytes += u64::from(extent.len);
+        let read = QueueRead { index, generation: slot.generation, is_feed, from, until };
+        self.read(vec![extent], ReadFor::Queue { read, bytes: extent.len });
+        Got::Later
+    }
+
+    /// A piece of the log has been read for a cursor.
+    pub(in crate::shard) fn queue_read_done(&mut self, read: QueueRead, result: Result<Vec<Slice>, ReadError>) {
+        if let Some(slot) = self.queues.get_mut(read.index)
+            && slot.generation == read.generation
+        {
+            slot.is_reading = false;
+            match result {
+                Ok(slices) => {
+                    let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+                    let piece = Piece { bytes, walker: Walker::default(), from: read.from, until: read.until, asked: Some(read.from) };
+                    if read.is_feed {
+                        slot.feed = piece;
+                    } else {
+                        slot.again = piece;
+                    }
+                }
+                // Retention took it: the cursor moves to where the log begins. Else it is tried again: a damaged record is
+                // never passed over in silence.
+                Err(error) => {
+                    self.counters.failures += 1;
+                    let failure = super::super::read::read_failure(&error);
+                    let waiters = std::mem::take(&mut slot.waiters);
+                    self.queues.waiting -= waiters.len();
+                    waiters.into_iter().for_each(|waiter| self.fail(waiter.origin, failure.clone()));
+                }
+            }
+            self.queues.mark_dirty(read.index);
+        }
+        for index in std::mem::take(&mut self.queues.cold_waits) {
+            self.queues.mark_dirty(index);
+        }
+    }
+
+    /// A footer that cursors waited for is there, or can't be read.
+    pub(in crate::shard) fn queue_footer_ready(&mut self, segment: u64, failure: Option<&Failure>) {
+        let waits = std::mem::take(&mut self.queues.footer_waits);
+        for (waits_for, index) in waits {
+            if waits_for != segment {
+                self.queues.footer_waits.push((waits_for, index));
+                continue;
+            }
+            let Some(slot) = self.queues.get_mut(index) else { continue };
+            slot.is_reading = false;
+            if let Some(failure) = failure {
+                let waiters = std::mem::take(&mut slot.waiters);
+                self.queues.waiting -= waiters.len();
+                waiters.into_iter().for_each(|waiter| self.fail(waiter.origin, failure.clone()));
+            } else {
+                self.queues.mark_dirty(index);
+            }
+        }
+    }
+
+    /// One record again, wherever it is.
+    fn with_record<T>(
+        &mut self,
+        index: u32,
+        slot: &mut Slot,
+        offset: u64,
+        work: impl FnOnce(&mut Cursor, &Shown<'_>) -> T,
+    ) -> Got<T> {
+        let transcode = self.config.transcode;
+        let reading = Reading { transcode, transcode_bytes_max: TRANSCODED_MAX_BYTES, is_aborted: &|_| false };
+        let Slot { again, cursor, .. } = slot;
+        if offset < again.until {
+            again.walker = Walker::default();
+            if let Found::Record(shown) = again.walker.find(&again.bytes, offset, reading)
+                && shown.offset == offset
+            {
+                return Got::It(work(cursor, &shown));
+            }
+        }
+        match self.log.locate(slot.partition, Offset(offset), Offset(offset + 1), 1) {
+            Located::Wait { segment } => {
+                if !slot.is_reading {
+                    slot.is_reading = true;
+                    self.queues.footer_waits.push((segment, index));
+                }
+                Got::Later
+            }
+            Located::Runs { extents, next_offset, .. } => {
+                let Some(extent) = extents.first().copied() else { return Got::Gone };
+                let mut walker = Walker::default();
+                match self.log.hot_bytes(extent) {
+                    Some(bytes) => match walker.find(bytes, offset, reading) {
+                        Found::Record(shown) if shown.offset == offset => Got::It(work(&mut slot.cursor, &shown)),
+                        _ => Got::Gone,
+                    },
+                    None if slot.is_reading => Got::Later,
+                    // It was read just now, and doesn't have it.
+                    None if slot.again.asked == Some(offset) => Got::Gone,
+                    None => match self.read_for_queue(index, slot, extent, false, offset, next_offset.0) {
+                        Got::Later => Got::Later,
+                        _ => Got::Gone,
+                    },
+                }
+            }
+        }
+    }
+
+    /// Answers receives whose wait is over.
+    fn end_waits(&mut self, slot: &mut Slot, end: u64, now: Now) {
+        let cursor = &slot.cursor;
+        let has_more = cursor.first_ready().is_some() || cursor.next() < end;
+        let is_coming = cursor.returning() > 0 || (has_more && (slot.is_reading || cursor.mark() <= cursor.next()));
+        let is_coming = is_coming && !cursor.config().paused;
+        let grace_us = if is_coming { READ_GRACE_US } else { 0 };
+        let mut at = 0;
+        while at < slot.waiters.len() {
+            let waiter = slot.waiters[at];
+            if waiter.deadline_us + grace_us <= now.monotonic_us {
+                slot.waiters.remove(at);
+                self.queues.waiting -= 1;
+                let partition = slot.partition;
+                self.reply_messages(waiter.origin, partition, 0, Vec::new());
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    // ---- to other topics ------------------------------------------------------------------------------
+
+    fn send_away(&mut self, index: u32, slot: &mut Slot, now: Now) {
+        while slot.leaving < LEAVING_MAX && slot.leave_after_us <= now.monotonic_us {
+            let Some((dying, topic)) = slot.cursor.pop_dying() else { return };
+            let (name, partition) = (slot.name.clone(), slot.partition);
+            let got = self.with_record(index, slot, dying.offset, |_, shown| forward(shown, &dying, &topic, &name, partition, now));
+            match got {
+                Got::It(forward) => {
+                    slot.leaving += 1;
+                    let leaving = Leaving { index, generation: slot.generation, age: slot.cursor.age(), dying };
+                    self.ask(Asked::Forward(leaving), Request::Forward(Arc::new(forward)));
+                }
+                Got::Gone => slot.cursor.left(dying.offset, End::Dropped),
+                Got::Later => return slot.cursor.stays(dying),
+            }
+        }
+    }
+
+    /// Whether a message is safe in its new topic.
+    pub(in crate::shard) fn forward_answered(&mut self, leaving: Leaving, reply: &Reply, now: Now) {
+        let Some(slot) = self.queues.get_mut(leaving.index) else { return };
+        if slot.generation != leaving.generation || slot.cursor.age() != leaving.age {
+            return;
+        }
+        slot.leaving = slot.leaving.saturating_sub(1);
+        match reply {
+            Reply::Produced { .. } => slot.cursor.left(leaving.dying.offset, End::Dead),
+            _ => {
+                // The topic is gone, full, or its shard is fenced: the message stays here until there is a place for it.
+                slot.cursor.stays(leaving.dying);
+                slot.leave_after_us = now.monotonic_us + LEAVE_AGAIN_US;
+            }
+        }
+        self.queues.mark_dirty(leaving.index);
+    }
+}
+
+/// Who is served next: the highest priority, then who came first; only the active one where there is one.
+fn next_waiter(slot: &Slot) -> Option<usize> {
+    let served = slot.waiters.iter().zip(0..).filter(|(waiter, _)| slot.cursor.serves(waiter.consumer));
+    served.min_by_key(|(waiter, at)| (std::cmp::Reverse(waiter.priority), *at)).map(|(_, at)| at)
+}
+
+fn view<'a>(shown: &Shown<'a>, deliveries: u16) -> DeliveryView<'a> {
+    DeliveryView {
+        offset: shown.offset,
+        append_time_ms: shown.append_time_ms,
+        timestamp_ms: shown.record.timestamp_ms,
+        deliveries,
+        key: shown.record.key,
+        value: shown.record.value,
+        headers: shown.record.headers,
+    }
+}
+
+fn write(shown: &Shown<'_>, deliveries: u16, out: &mut Vec<u8>) {
+    view(shown, deliveries).write(out);
+}
+
+/// The message as it goes to another topic: without what only this queue was to look at, with what happened to it.
+fn forward(shown: &Shown<'_>, dying: &Dying, topic: &str, queue: &str, partition: PartitionId, now: Now) -> Forward {
+    let mut kept = HeadersBuilder::default();
+    let mut has_queue_headers = false;
+    for (header, value) in headers(shown.record.headers).map_while(|header| header) {
+        let ours = [name::DUE_MS, name::PRIORITY, name::TTL_MS];
+        let old = [name::DEAD_REASON, name::DEAD_QUEUE, name::DEAD_PLACE, name::DEAD_TIME, name::DEAD_COUNT];
+        if (shown.has_queue_headers && ours.contains(&header)) || old.contains(&header) {
+            continue;
+        }
+        has_queue_headers |= shown.has_queue_headers && [name::TAG, name::MESSAGE_ID].contains(&header);
+        kept.push(header, value);
+    }
+    kept.push(name::DEAD_REASON, Some(dying.death.text().as_bytes()))
+        .push(name::DEAD_QUEUE, Some(queue.as_bytes()))
+        .push(name::DEAD_PLACE, Some(format!("{partition}:{}", dying.offset).as_bytes()))
+        .push(name::DEAD_TIME, Some(now.wall_ms.to_string().as_bytes()))
+        .push(name::DEAD_COUNT, Some(dying.deliveries.to_string().as_bytes()));
+    Forward {
+        topic: topic.to_owned(),
+        partition: PartitionId::STATE,
+        spread: shown.record.key.map_or(dying.offset as u32, ringmain_wire::murmur2::murmur2),
+        timestamp_ms: shown.record.timestamp_ms,
+        key: shown.record.key.map(<[u8]>::to_vec),
+        value: shown.record.value.map(<[u8]>::to_vec),
+        headers: kept.as_bytes().to_vec(),
+        has_queue_headers,
+    }
+}
+

@@ -1,0 +1,809 @@
+//! Queues of whole shards on the simulated disk, and a naive model that they must agree with, through crashes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ringmain_wire::control::{Durability, TopicConfig};
+use ringmain_wire::frame::{Identity, flags, frames};
+use ringmain_wire::queue::{
+    AlterQueue, Backoff, CreateQueue, Deliveries, Overflow, QueueAnswer, QueueCall, QueueConfig, QueueState, Settlement, Verb, name,
+};
+use ringmain_wire::record::{HeadersBuilder, headers};
+use ringmain_wire::{ErrorCode, PartitionId, RecordBatchBuilder, Records};
+
+use crate::device::sim::{SimDisk, SimOptions};
+use crate::request::queue::{QueueId, QueueReply, QueueRequest, Receive, Settle};
+use crate::request::{FetchData, Reply, Request};
+use crate::shard::tests::{Rig, shard_config, start};
+
+/// What is published.
+#[derive(Clone, Debug, Default)]
+struct Message {
+    value: String,
+    key: Option<String>,
+    priority: u8,
+    due_ms: Option<i64>,
+    ttl_ms: Option<u64>,
+}
+
+fn message(value: &str) -> Message {
+    Message { value: value.into(), ..Message::default() }
+}
+
+/// A delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Got {
+    offset: u64,
+    deliveries: u16,
+    value: String,
+}
+
+const QUEUE: QueueId = QueueId(1);
+
+fn frame_of(partition: u32, messages: &[Message]) -> Vec<u8> {
+    let mut builder = RecordBatchBuilder::new();
+    for message in messages {
+        let mut headers = HeadersBuilder::default();
+        if message.priority > 0 {
+            headers.push(name::PRIORITY, Some(&[message.priority]));
+        }
+        if let Some(due_ms) = message.due_ms {
+            headers.push(name::DUE_MS, Some(&due_ms.to_le_bytes()));
+        }
+        if let Some(ttl_ms) = message.ttl_ms {
+            headers.push(name::TTL_MS, Some(&ttl_ms.to_le_bytes()));
+        }
+        builder.push(0, message.key.as_deref().map(str::as_bytes), Some(message.value.as_bytes()), headers.as_bytes());
+    }
+    builder.finish(Identity { flags: flags::QUEUE_HEADERS, ..Identity::plain(PartitionId(partition)) }).to_vec()
+}
+
+impl Rig {
+    fn create_queue(&mut self, config: QueueConfig) -> Reply {
+        let create = CreateQueue {
+            name: "work".into(),
+            topic: String::new(),
+            partition_count: 1,
+            durability: Durability::Durable,
+            config,
+        };
+        self.ask(&Request::CreateQueue(create.into()))
+    }
+
+    fn publish(&mut self, messages: &[Message]) -> Reply {
+        let bytes = frame_of(self.queue_partition(), messages);
+        self.produce(&bytes)
+    }
+
+    fn queue_partition(&self) -> u32 {
+        self.shard.catalog().topic("work").expect("the queue's topic").partitions[0].partition
+    }
+
+    fn send_receive(&mut self, connection: u32, consumer: u32, max_messages: u32, max_wait_ms: u32) -> u64 {
+        let partition = PartitionId(self.queue_partition());
+        let receive = Receive { queue: QUEUE, partition, consumer, priority: 0, max_messages, max_bytes: 1 << 20, max_wait_ms };
+        self.send_from(connection, &Request::Receive(receive))
+    }
+
+    fn receive(&mut self, connection: u32, consumer: u32, max_messages: u32) -> Vec<Got> {
+        let sent = self.send_receive(connection, consumer, max_messages, 0);
+        let reply = self.answer(sent);
+        received(&reply)
+    }
+
+    fn send_settle(&mut self, connection: u32, consumer: u32, settlements: Vec<Settlement>) -> u64 {
+        let partition = PartitionId(self.queue_partition());
+        self.send_from(connection, &Request::Settle(Settle { queue: QUEUE, partition, consumer, settlements }.into()))
+    }
+
+    fn settle_one(&mut self, connection: u32, consumer: u32, offset: u64, verb: Verb) -> (u32, u32) {
+        let sent = self.send_settle(connection, consumer, vec![Settlement { first: offset, count: 1, verb, delay_ms: 0 }]);
+        settled(&self.answer(sent))
+    }
+
+    fn call(&mut self, call: QueueCall) -> QueueAnswer {
+        let partition = PartitionId(self.queue_partition());
+        match self.ask(&Request::Queue(QueueRequest { queue: QUEUE, partition, call }.into())) {
+            Reply::Queue(reply) => match *reply {
+                QueueReply::Answer(answer) => answer,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn queue_state(&mut self) -> QueueState {
+        match self.call(QueueCall::Describe) {
+            QueueAnswer::State(state) => {
+                let sum = state.ready + state.delayed + state.in_flight + state.acked + state.dead_lettered + state.dropped;
+                assert_eq!(sum, state.enqueued, "{state:?}");
+                state
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Values and headers of everything in a topic.
+    fn topic_records(&mut self, topic: &str) -> Vec<(String, BTreeMap<String, String>)> {
+        let partition = self.shard.catalog().topic(topic).expect("the topic").partitions[0].partition;
+        let (mut from, mut all) = (0, Vec::new());
+        loop {
+            let fetch = crate::request::Fetch {
+                partition: PartitionId(partition),
+                from: ringmain_wire::Offset(from),
+                min_bytes: 0,
+                max_bytes: 1 << 20,
+                max_wait_ms: 0,
+                committed_only: true,
+            };
+            let Reply::Fetched { head, data } = self.ask(&Request::Fetch(fetch)) else { panic!("no fetch") };
+            let bytes: Vec<u8> = match &data {
+                FetchData::Extents(extents) => {
+                    let bytes = extents.iter().flat_map(|extent| self.shard.hot_bytes(*extent).expect("hot").to_vec()).collect();
+                    self.shard.release_extents(extents);
+                    bytes
+                }
+                FetchData::Blocks(blocks) => blocks.iter().flat_map(|block| block.to_vec()).collect(),
+                FetchData::Owned(bytes) => bytes.clone(),
+            };
+            for frame in frames(&bytes).map(|frame| frame.expect("a frame")) {
+                let records = Records::new(frame.body(), frame.header.producer.record_count).expect("records");
+                for (record, offset) in records.zip(frame.base_offset().0..) {
+                    let record = record.expect("a record");
+                    if offset >= from {
+                        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                        let of = headers(record.headers).map_while(|it| it).map(|(name, value)| (text(name), text(value.unwrap_or(b""))));
+                        all.push((text(record.value.unwrap_or(b"")), of.collect()));
+                    }
+                }
+            }
+            if head.next_offset.0 == from {
+                return all;
+            }
+            from = head.next_offset.0;
+        }
+    }
+}
+
+fn received(reply: &Reply) -> Vec<Got> {
+    let Reply::Queue(reply) = reply else { panic!("{reply:?}") };
+    let QueueReply::Received { count, bytes, .. } = &**reply else { panic!("{reply:?}") };
+    let got: Vec<Got> = Deliveries::new(bytes, *count)
+        .map(|view| view.expect("whole"))
+        .map(|view| Got {
+            offset: view.offset,
+            deliveries: view.deliveries,
+            value: String::from_utf8_lossy(view.value.expect("a value")).into(),
+        })
+        .collect();
+    assert_eq!(got.len(), *count as usize);
+    got
+}
+
+fn settled(reply: &Reply) -> (u32, u32) {
+    let Reply::Queue(reply) = reply else { panic!("{reply:?}") };
+    let QueueReply::Settled { settled, refused } = **reply else { panic!("{reply:?}") };
+    (settled, refused)
+}
+
+fn failed(reply: &Reply) -> ErrorCode {
+    match reply {
+        Reply::Failed(failure) => failure.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn rig(config: QueueConfig) -> Rig {
+    let mut rig = Rig::open(SimDisk::new(1, SimOptions::default()), shard_config(), start());
+    rig.create("dead", 1, TopicConfig::default());
+    assert!(matches!(rig.create_queue(config), Reply::Queue(_)));
+    rig
+}
+
+fn values(got: &[Got]) -> Vec<&str> {
+    got.iter().map(|got| got.value.as_str()).collect()
+}
+
+#[test]
+fn messages_are_delivered_in_order_once_and_settled_for_good() {
+    let mut rig = rig(QueueConfig::default());
+    rig.publish(&["a", "b", "c", "d"].map(message));
+    let first = rig.receive(1, 1, 3);
+    assert_eq!(values(&first), ["a", "b", "c"]);
+    assert!(first.iter().all(|got| got.deliveries == 1));
+    let second = rig.receive(2, 1, 9);
+    assert_eq!(values(&second), ["d"]);
+    assert_eq!(rig.settle_one(1, 1, 1, Verb::Ack), (1, 0));
+    // Not its own, and settled already.
+    assert_eq!(rig.settle_one(2, 1, 0, Verb::Ack), (0, 1));
+    assert_eq!(rig.settle_one(1, 1, 1, Verb::Ack), (0, 1));
+    let state = rig.queue_state();
+    assert_eq!((state.in_flight, state.acked, state.ready, state.floor), (3, 1, 0, 0));
+    let mut rig = rig.power_cut();
+    let again = rig.receive(1, 1, 9);
+    assert_eq!(values(&again), ["a", "c", "d"]);
+    assert!(again.iter().all(|got| got.deliveries == 2), "{again:?}");
+    rig.stop();
+    let mut rig = rig.kill();
+    let again = rig.receive(1, 1, 9);
+    assert!(again.iter().all(|got| got.deliveries == 3), "a clean stop counts what was in flight: {again:?}");
+    let sent = rig.send_settle(1, 1, vec![Settlement { first: 0, count: 100, verb: Verb::Ack, delay_ms: 0 }]);
+    assert_eq!(settled(&rig.answer(sent)), (3, 0));
+    assert_eq!(rig.queue_state().floor, 4);
+}
+
+#[test]
+fn a_receive_waits_for_messages_and_for_its_time() {
+    let mut rig = rig(QueueConfig::default());
+    let waits = rig.send_receive(1, 1, 5, 50);
+    rig.turns(10);
+    assert!(!rig.is_answered(waits));
+    rig.publish(&[message("a")]);
+    assert_eq!(values(&received(&rig.answer(waits))), ["a"]);
+    let waits = rig.send_receive(1, 1, 5, 20);
+    assert_eq!(received(&rig.answer(waits)), []);
+}
+
+#[test]
+fn what_comes_back_is_delivered_first_and_says_how_often() {
+    let mut rig = rig(QueueConfig::default());
+    rig.publish(&["a", "b", "c"].map(message));
+    rig.receive(1, 1, 2);
+    assert_eq!(rig.settle_one(1, 1, 0, Verb::Requeue), (1, 0));
+    let got = rig.receive(1, 1, 9);
+    assert_eq!(values(&got), ["a", "c"]);
+    assert_eq!((got[0].deliveries, got[1].deliveries), (2, 1));
+    // The connection goes: everything it has comes back.
+    rig.shard.cancel(0, 1, 0, rig.now);
+    let got = rig.receive(2, 1, 9);
+    assert_eq!(values(&got), ["a", "b", "c"]);
+    assert_eq!(got.iter().map(|got| got.deliveries).collect::<Vec<_>>(), [3, 2, 2]);
+}
+
+#[test]
+fn a_message_nobody_settles_in_time_comes_back() {
+    let mut rig = rig(QueueConfig { ack_timeout_ms: 100, ..QueueConfig::default() });
+    rig.publish(&[message("a"), message("b")]);
+    rig.receive(1, 1, 2);
+    rig.pass(80_000);
+    let sent = rig.send_settle(1, 1, vec![Settlement { first: 1, count: 1, verb: Verb::Extend, delay_ms: 1000 }]);
+    assert_eq!(settled(&rig.answer(sent)), (1, 0));
+    rig.pass(80_000);
+    rig.turns(20);
+    let got = rig.receive(2, 1, 2);
+    assert_eq!((values(&got), got[0].deliveries), (vec!["a"], 2));
+    assert_eq!(rig.settle_one(1, 1, 0, Verb::Ack), (0, 1), "it is another's now");
+}
+
+#[test]
+fn poison_goes_to_the_dead_letter_topic_and_says_why() {
+    let config =
+        QueueConfig { delivery_limit: Some(2), dead_letter: Some("dead".into()), ..QueueConfig::default() };
+    let mut rig = rig(config);
+    rig.publish(&[message("poison"), message("bad"), message("good")]);
+    for _ in 0..2 {
+        let got = rig.receive(1, 1, 9);
+        assert!(got.iter().any(|got| got.value == "poison"));
+        for got in got {
+            let verb = match got.value.as_str() {
+                "poison" => Verb::Requeue,
+                "bad" => Verb::Reject,
+                _ => Verb::Ack,
+            };
+            assert_eq!(rig.settle_one(1, 1, got.offset, verb), (1, 0));
+        }
+    }
+    rig.settle();
+    assert_eq!(rig.receive(1, 1, 9), []);
+    let mut dead = rig.topic_records("dead");
+    dead.sort_by(|a, b| a.0.cmp(&b.0));
+    let seen: Vec<(&str, &str, &str)> =
+        dead.iter().map(|(value, headers)| (value.as_str(), &*headers["dead-letter-reason"], &*headers["dead-letter-count"])).collect();
+    assert_eq!(seen, [("bad", "rejected", "1"), ("poison", "delivery-limit", "2")]);
+    assert_eq!(dead[0].1["dead-letter-queue"], "work");
+    let state = rig.queue_state();
+    assert_eq!((state.dead_lettered, state.acked, state.enqueued), (2, 1, 3));
+    let mut rig = rig.power_cut();
+    assert_eq!(rig.receive(1, 1, 9), []);
+}
+
+#[test]
+fn a_message_without_a_place_to_go_stays() {
+    let config = QueueConfig { dead_letter: Some("dead".into()), ..QueueConfig::default() };
+    let mut rig = rig(config);
+    rig.ask(&Request::DeleteTopic { name: "dead" });
+    rig.publish(&[message("a")]);
+    rig.receive(1, 1, 1);
+    rig.settle_one(1, 1, 0, Verb::Reject);
+    rig.settle();
+    assert_eq!(rig.queue_state().delayed, 1);
+    rig.create("dead", 1, TopicConfig::default());
+    rig.pass(1_100_000);
+    rig.turns(50);
+    assert_eq!(rig.topic_records("dead").len(), 1);
+    assert_eq!(rig.queue_state().dead_lettered, 1);
+}
+
+#[test]
+fn higher_priorities_go_first_each_in_order() {
+    let mut rig = rig(QueueConfig { priorities: 3, ..QueueConfig::default() });
+    let of = |value: &str, priority| Message { priority, ..message(value) };
+    rig.publish(&[of("a0", 0), of("a2", 2), of("b0", 0), of("b9", 9), of("c1", 1)]);
+    let got = rig.receive(1, 1, 2);
+    assert_eq!(values(&got), ["a2", "b9"]);
+    rig.settle_one(1, 1, got[0].offset, Verb::Requeue);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["a2", "c1", "a0", "b0"]);
+    let mut rig = rig.power_cut();
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["a2", "b9", "c1", "a0", "b0"]);
+}
+
+#[test]
+fn delayed_messages_come_when_it_is_time() {
+    let mut rig = rig(QueueConfig::default());
+    let due = |value: &str, ms: i64| Message { due_ms: Some(start().wall_ms + ms), ..message(value) };
+    rig.publish(&[due("late", 500), message("now"), due("soon", 300), due("never", 1_000_000)]);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["now"]);
+    let QueueAnswer::Delayed(waits) = rig.call(QueueCall::ListDelayed { after: None, max: 9 }) else { panic!() };
+    assert_eq!(waits.iter().map(|it| it.offset).collect::<Vec<_>>(), [2, 0, 3]);
+    let waiting = rig.send_receive(1, 1, 9, 10_000);
+    rig.pass(320_000);
+    assert_eq!(values(&received(&rig.answer(waiting))), ["soon"]);
+    assert_eq!(rig.call(QueueCall::DeliverNow { offset: 0 }), QueueAnswer::Count(1));
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["late"]);
+    assert_eq!(rig.call(QueueCall::Cancel { offset: 3 }), QueueAnswer::Count(1));
+    assert_eq!(rig.call(QueueCall::Cancel { offset: 3 }), QueueAnswer::Count(0));
+    let mut rig = rig.power_cut();
+    rig.pass(2_000_000_000);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["late", "now", "soon"]);
+}
+
+#[test]
+fn a_retry_waits_and_blocks_nobody() {
+    let mut rig = rig(QueueConfig { backoff: Backoff::Exponential { ms: 100, cap_ms: 1_000 }, ..QueueConfig::default() });
+    rig.publish(&[message("a"), message("b")]);
+    rig.receive(1, 1, 1);
+    rig.settle_one(1, 1, 0, Verb::Requeue);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["b"]);
+    rig.pass(110_000);
+    let got = rig.receive(1, 1, 9);
+    assert_eq!((values(&got), got[0].deliveries), (vec!["a"], 2));
+    rig.settle_one(1, 1, 0, Verb::Requeue);
+    // The wait survives a crash.
+    let mut rig = rig.power_cut();
+    rig.pass(110_000);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["b"]);
+    rig.pass(110_000);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["a"]);
+}
+
+#[test]
+fn messages_expire() {
+    let mut rig = rig(QueueConfig { ttl_ms: Some(500), dead_letter: Some("dead".into()), ..QueueConfig::default() });
+    rig.publish(&[message("a"), Message { ttl_ms: Some(50), ..message("short") }]);
+    rig.pass(100_000);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["a"]);
+    rig.settle_one(1, 1, 0, Verb::Requeue);
+    rig.pass(1_000_000);
+    assert_eq!(rig.receive(1, 1, 9), []);
+    rig.settle();
+    let dead = rig.topic_records("dead");
+    assert_eq!(dead.iter().map(|it| it.0.as_str()).collect::<Vec<_>>(), ["short", "a"]);
+    assert!(dead.iter().all(|it| it.1["dead-letter-reason"] == "expired"));
+}
+
+#[test]
+fn a_full_queue_refuses_drops_or_redirects() {
+    let mut full = rig(QueueConfig { max_length: Some(2), ..QueueConfig::default() });
+    full.publish(&[message("a"), message("b")]);
+    assert_eq!(failed(&full.publish(&[message("c")])), ErrorCode::QueueFull);
+    full.receive(1, 1, 1);
+    full.settle_one(1, 1, 0, Verb::Ack);
+    assert!(matches!(full.publish(&[message("c")]), Reply::Produced { .. }));
+
+    let config = QueueConfig {
+        max_length: Some(2),
+        overflow: Overflow::DropHead,
+        dead_letter: Some("dead".into()),
+        ..QueueConfig::default()
+    };
+    let mut dropping = rig(config);
+    dropping.publish(&["a", "b", "c", "d"].map(message));
+    dropping.settle();
+    assert_eq!(values(&dropping.receive(1, 1, 9)), ["c", "d"]);
+    assert_eq!(dropping.topic_records("dead").len(), 2);
+
+    let config =
+        QueueConfig { max_length: Some(2), overflow: Overflow::Redirect, redirect: Some("dead".into()), ..QueueConfig::default() };
+    let mut redirecting = rig(config);
+    redirecting.publish(&["a", "b", "c", "d"].map(message));
+    redirecting.settle();
+    assert_eq!(values(&redirecting.receive(1, 1, 9)), ["a", "b"]);
+    let away = redirecting.topic_records("dead");
+    assert_eq!(away.iter().map(|it| it.0.as_str()).collect::<Vec<_>>(), ["c", "d"]);
+    assert_eq!(redirecting.queue_state().dead_lettered, 2);
+}
+
+#[test]
+fn keys_are_in_flight_one_at_a_time() {
+    let mut rig = rig(QueueConfig { key_ordered: true, ..QueueConfig::default() });
+    let of = |key: &str, value: &str| Message { key: Some(key.into()), ..message(value) };
+    rig.publish(&[of("k", "k1"), of("k", "k2"), of("l", "l1"), of("k", "k3"), message("free")]);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["k1", "l1", "free"]);
+    assert_eq!(rig.receive(2, 1, 9), []);
+    rig.settle_one(1, 1, 0, Verb::Requeue);
+    assert_eq!(values(&rig.receive(2, 1, 9)), ["k1"]);
+    rig.settle_one(2, 1, 0, Verb::Ack);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["k2"]);
+    rig.settle_one(1, 1, 1, Verb::Ack);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["k3"]);
+}
+
+#[test]
+fn exclusive_and_single_active_consumers() {
+    let mut alone = rig(QueueConfig { exclusive: true, ..QueueConfig::default() });
+    alone.receive(1, 1, 1);
+    let sent = alone.send_receive(2, 1, 1, 0);
+    assert_eq!(failed(&alone.answer(sent)), ErrorCode::QueueInUse);
+    alone.shard.cancel(0, 1, 0, alone.now);
+    alone.receive(2, 1, 1);
+
+    let mut active = rig(QueueConfig { single_active: true, ..QueueConfig::default() });
+    let first = active.send_receive(1, 1, 1, 60_000);
+    let second = active.send_receive(2, 1, 9, 60_000);
+    active.publish(&["a", "b", "c"].map(message));
+    active.settle();
+    assert_eq!(values(&received(&active.answer(first))), ["a"]);
+    assert!(!active.is_answered(second));
+    active.shard.cancel(0, 1, 0, active.now);
+    // What comes back isn't overtaken.
+    assert_eq!(values(&received(&active.answer(second))), ["a", "b", "c"]);
+}
+
+#[test]
+fn paused_purged_moved_and_altered() {
+    let mut rig = rig(QueueConfig { paused: true, ..QueueConfig::default() });
+    rig.publish(&["a", "b", "c"].map(message));
+    assert_eq!(rig.receive(1, 1, 9), []);
+    rig.ask(&Request::AlterQueue(AlterQueue { name: "work".into(), config: QueueConfig::default() }.into()));
+    assert_eq!(values(&rig.receive(1, 1, 1)), ["a"]);
+    assert_eq!(rig.call(QueueCall::Purge), QueueAnswer::Count(2));
+    assert_eq!(rig.receive(1, 1, 9), []);
+    let state = rig.queue_state();
+    assert_eq!((state.in_flight, state.acked, state.ready), (1, 2, 0));
+    assert_eq!(rig.call(QueueCall::Seek { offset: 1 }), QueueAnswer::Count(1));
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["b", "c"]);
+    assert_eq!(rig.settle_one(1, 1, 0, Verb::Ack), (0, 1));
+    let mut rig = rig.power_cut();
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["b", "c"]);
+    assert!(matches!(rig.ask(&Request::DeleteQueue { name: "work" }), Reply::Deleted));
+    let sent = rig.send_receive(1, 1, 1, 0);
+    assert_eq!(failed(&rig.answer(sent)), ErrorCode::UnknownQueue);
+}
+
+#[test]
+fn the_log_goes_as_messages_are_acknowledged() {
+    let mut rig = rig(QueueConfig { drop_acked: true, ..QueueConfig::default() });
+    for round in 0..20 {
+        let value = format!("{round}{}", "x".repeat(8 << 10));
+        rig.publish(&[message(&value), message(&value)]);
+        let got = rig.receive(1, 1, 9);
+        assert_eq!(got.len(), 2);
+        let sent = rig.send_settle(1, 1, vec![Settlement { first: 0, count: 1_000, verb: Verb::Ack, delay_ms: 0 }]);
+        assert_eq!(settled(&rig.answer(sent)), (2, 0));
+    }
+    rig.pass(6_000_000);
+    rig.turns(100);
+    let partition = rig.queue_partition();
+    assert_eq!(rig.shard.partition_state(PartitionId(partition)).expect("it").log_start, 40);
+}
+
+#[test]
+fn cold_messages_are_read_again() {
+    let mut rig = rig(QueueConfig { priorities: 2, ..QueueConfig::default() });
+    rig.publish(&[message("a"), Message { priority: 1, ..message("b") }]);
+    let partition = rig.queue_partition();
+    rig.fill(partition, 900 << 10);
+    rig.settle();
+    assert_eq!(values(&rig.receive(1, 1, 2)), ["b", "a"]);
+}
+
+/// One message as the model has it.
+#[derive(Clone, Debug)]
+struct Known {
+    value: String,
+    priority: u8,
+    due_ms: i64,
+    /// Deliveries that were made.
+    deliveries: u16,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Ready,
+    InFlight { connection: u32 },
+    Done,
+    /// Rejected, or delivered as often as it may be.
+    Dead,
+    /// Said to be settled, and a crash came before the answer.
+    Unsure,
+}
+
+struct Model {
+    rig: Rig,
+    seed: u64,
+    known: BTreeMap<u64, Known>,
+    crashes: u16,
+    config: QueueConfig,
+    operations: u64,
+    /// Settles without an answer: request, offsets.
+    unanswered: Vec<(u64, Vec<u64>)>,
+}
+
+const LIMIT: u32 = 4;
+
+impl Model {
+    fn random(&mut self, below: u64) -> u64 {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.seed >> 33) % below
+    }
+
+    fn new(seed: u64) -> Model {
+        let kind = seed % 4;
+        let config = QueueConfig {
+            delivery_limit: Some(LIMIT),
+            dead_letter: Some("dead".into()),
+            priorities: if kind == 1 { 4 } else { 1 },
+            backoff: if kind == 2 { Backoff::Fixed { ms: 3 } } else { Backoff::None },
+            drop_acked: kind == 3,
+            ..QueueConfig::default()
+        };
+        let mut shard = shard_config();
+        shard.checkpoint_after_state_bytes = 4 << 10;
+        shard.retention_interval_us = 20_000;
+        let mut rig = Rig::open(SimDisk::new(seed, SimOptions::default()), shard, start());
+        rig.create("dead", 1, TopicConfig::default());
+        assert!(matches!(rig.create_queue(config.clone()), Reply::Queue(_)));
+        Model { rig, seed, known: BTreeMap::new(), crashes: 0, config, operations: 0, unanswered: Vec::new() }
+    }
+
+    fn publish(&mut self) {
+        let now_ms = self.rig.now.wall_ms;
+        let count = 1 + self.random(4);
+        let messages: Vec<Message> = (0..count)
+            .map(|_| {
+                let number = self.known.len() as u64 + self.random(1 << 30);
+                let priority = if self.config.priorities > 1 { self.random(4) as u8 } else { 0 };
+                let due_ms = (self.random(4) == 0).then_some(now_ms + self.random(12) as i64);
+                Message { value: format!("m{number}"), priority, due_ms, ..Message::default() }
+            })
+            .collect();
+        let Reply::Produced { base_offset, .. } = self.rig.publish(&messages) else { panic!("refused") };
+        for (message, offset) in messages.into_iter().zip(base_offset.0..) {
+            let (due_ms, priority) = (message.due_ms.unwrap_or(0), message.priority);
+            self.known.insert(offset, Known { value: message.value, priority, due_ms, deliveries: 0, state: State::Ready });
+        }
+    }
+
+    fn receive(&mut self) -> usize {
+        let (connection, count) = (1 + self.random(3) as u32, 1 + self.random(5) as u32);
+        let is_quiet = self.random(2) == 0;
+        if is_quiet {
+            self.answers();
+            self.rig.turns(30);
+        }
+        let got = self.rig.receive(connection, 1, count);
+        let now_ms = self.rig.now.wall_ms;
+        for got in &got {
+            let (priorities, crashes) = (self.config.priorities, self.crashes);
+            // Nothing that is ready for certain goes before it.
+            let order = |offset: u64, known: &Known| (if priorities > 1 { 255 - known.priority } else { 0 }, offset);
+            let first = self
+                .known
+                .iter()
+                .filter(|(_, known)| known.state == State::Ready && known.deliveries == 0 && known.due_ms == 0)
+                .map(|(offset, known)| order(*offset, known))
+                .min();
+            let known = self.known.get_mut(&got.offset).expect("never invented");
+            assert_eq!(known.value, got.value, "offset {}", got.offset);
+            assert!(matches!(known.state, State::Ready | State::Unsure), "offset {} is {:?}", got.offset, known.state);
+            assert!(known.due_ms <= now_ms, "{} ms too soon", known.due_ms - now_ms);
+            let least = known.deliveries + 1;
+            assert!((least..=least + crashes).contains(&got.deliveries), "{got:?}, {known:?}, {crashes} crashes");
+            assert!(u32::from(got.deliveries) <= LIMIT, "{got:?}");
+            if let Some(first) = first {
+                assert!(order(got.offset, known) <= first || known.deliveries > 0, "{got:?} before {first:?}");
+            }
+            known.deliveries += 1;
+            known.due_ms = 0;
+            known.state = State::InFlight { connection };
+        }
+        got.len()
+    }
+
+    fn settle(&mut self) {
+        let connection = 1 + self.random(3) as u32;
+        let held: Vec<u64> =
+            self.known.iter().filter(|(_, known)| known.state == State::InFlight { connection }).map(|(offset, _)| *offset).collect();
+        let mut chosen = Vec::new();
+        for offset in held {
+            if self.random(2) == 0 {
+                chosen.push(offset);
+            }
+        }
+        if chosen.is_empty() {
+            return;
+        }
+        let verb = match self.random(8) {
+            0 | 1 => Verb::Requeue,
+            2 => Verb::Reject,
+            _ => Verb::Ack,
+        };
+        let settlements = chosen.iter().map(|offset| Settlement { first: *offset, count: 1, verb, delay_ms: 0 }).collect();
+        let sent = self.rig.send_settle(connection, 1, settlements);
+        for offset in &chosen {
+            let known = self.known.get_mut(offset).expect("held");
+            known.state = match verb {
+                Verb::Ack => State::Done,
+                Verb::Reject => State::Dead,
+                _ => State::Ready,
+            };
+        }
+        if verb == Verb::Requeue || self.random(2) == 0 {
+            assert_eq!(settled(&self.rig.answer(sent)), (chosen.len() as u32, 0));
+        } else {
+            self.unanswered.push((sent, chosen));
+        }
+    }
+
+    fn answers(&mut self) {
+        for (sent, offsets) in std::mem::take(&mut self.unanswered) {
+            assert_eq!(settled(&self.rig.answer(sent)), (offsets.len() as u32, 0));
+        }
+    }
+
+    fn hang_up(&mut self) {
+        let connection = 1 + self.random(3) as u32;
+        self.answers();
+        self.rig.shard.cancel(0, connection, 0, self.rig.now);
+        for known in self.known.values_mut() {
+            if known.state == (State::InFlight { connection }) {
+                known.state = State::Ready;
+            }
+        }
+        self.rig.turns(30);
+    }
+
+    fn crash(mut self) -> Model {
+        let how = self.random(3);
+        if how == 0 {
+            self.answers();
+        }
+        for (sent, offsets) in std::mem::take(&mut self.unanswered) {
+            if !self.rig.is_answered(sent) {
+                offsets.iter().for_each(|offset| self.known.get_mut(offset).expect("known").state = State::Unsure);
+            }
+        }
+        for known in self.known.values_mut() {
+            if matches!(known.state, State::InFlight { .. }) {
+                known.state = State::Ready;
+            }
+        }
+        let rig = match how {
+            0 => {
+                self.rig.stop();
+                self.rig.kill()
+            }
+            1 => self.rig.kill(),
+            _ => self.rig.power_cut(),
+        };
+        self.crashes += u16::from(how != 0);
+        Model { rig, ..self }
+    }
+
+    fn step(mut self) -> Model {
+        self.operations += 1;
+        match self.random(40) {
+            0..=11 => self.publish(),
+            12..=23 => drop(self.receive()),
+            24..=33 => self.settle(),
+            34 => self.hang_up(),
+            35 => drop(self.rig.queue_state()),
+            36..=37 => {
+                let us = 1_000 + self.random(9) * 1_000;
+                self.rig.pass(us);
+                self.rig.turns(3);
+            }
+            38 => {
+                let turns = self.random(4) as usize;
+                self.rig.turns(turns);
+            }
+            _ if self.random(3) == 0 => return self.crash(),
+            _ => {}
+        }
+        self
+    }
+
+    /// Everything that is left is delivered and acknowledged, or dead.
+    fn finish(mut self) {
+        self.answers();
+        for connection in 1..=3 {
+            self.rig.shard.cancel(0, connection, 0, self.rig.now);
+        }
+        for known in self.known.values_mut() {
+            if matches!(known.state, State::InFlight { .. }) {
+                known.state = State::Ready;
+            }
+        }
+        for _ in 0..1_000 {
+            self.rig.pass(20_000);
+            self.rig.turns(30);
+            let count = self.receive();
+            self.answers();
+            let held: Vec<(u32, u64)> = self
+                .known
+                .iter()
+                .filter_map(|(offset, known)| match known.state {
+                    State::InFlight { connection } => Some((connection, *offset)),
+                    _ => None,
+                })
+                .collect();
+            for (connection, offset) in held {
+                assert_eq!(self.rig.settle_one(connection, 1, offset, Verb::Ack), (1, 0));
+                self.known.get_mut(&offset).expect("held").state = State::Done;
+            }
+            let state = self.rig.queue_state();
+            if count == 0 && state.ready + state.delayed + state.in_flight == 0 {
+                break;
+            }
+        }
+        let state = self.rig.queue_state();
+        assert_eq!(state.ready + state.delayed + state.in_flight, 0, "{state:?}");
+        assert_eq!(state.dropped, 0, "{state:?}");
+        assert_eq!(state.enqueued, self.known.len() as u64);
+        let dead = self.rig.topic_records("dead");
+        let places: BTreeSet<u64> =
+            dead.iter().map(|it| it.1["dead-letter-place"].split(':').nth(1).and_then(|at| at.parse().ok()).expect("a place")).collect();
+        for (value, headers) in &dead {
+            let offset: u64 = headers["dead-letter-place"].split(':').nth(1).and_then(|at| at.parse().ok()).expect("a place");
+            assert_eq!(self.known[&offset].value, *value);
+        }
+        for (offset, known) in &self.known {
+            let limit_reached = u32::from(known.deliveries + self.crashes) >= LIMIT;
+            match known.state {
+                State::Done => assert!(!places.contains(offset), "{offset} is done and dead"),
+                State::Dead => assert!(places.contains(offset), "{offset} was rejected and isn't there"),
+                State::Ready => assert!(limit_reached && places.contains(offset), "{offset} is lost: {known:?}"),
+                State::Unsure => {}
+                State::InFlight { .. } => panic!("{offset} is still in flight"),
+            }
+        }
+    }
+}
+
+/// Random lives of queues, each with several crashes, compared with a naive model. `RINGMAIN_TEST_SEEDS=A..B` for others.
+#[test]
+fn queues_agree_with_a_naive_model() {
+    let seeds = std::env::var("RINGMAIN_TEST_SEEDS").ok();
+    let given = seeds.and_then(|text| text.split_once("..").and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?))));
+    let (from, below): (u64, u64) = given.unwrap_or((0, 400));
+    let (mut operations, mut crashes) = (0, 0u64);
+    for seed in from..below {
+        let outcome = std::panic::catch_unwind(|| {
+            let mut model = Model::new(seed);
+            for _ in 0..250 {
+                model = model.step();
+            }
+            let counts = (model.operations, u64::from(model.crashes));
+            model.finish();
+            counts
+        });
+        match outcome {
+            Ok((more, cuts)) => (operations, crashes) = (operations + more, crashes + cuts),
+            Err(panic) => {
+                eprintln!("seed {seed}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    assert!(given.is_some() || crashes > 100, "{crashes} crashes in {operations} operations");
+}
