@@ -149,7 +149,18 @@ impl fmt::Display for RequestError {
     }
 }
 
-impl std::error::Error for RequestError {}
+impl std::error::Error for RequestError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            RequestError::Call(error) => Some(error),
+            RequestError::Send(error) => Some(error),
+            RequestError::Delivery(error) => Some(error),
+            RequestError::Consume(error) => Some(error),
+            RequestError::Queue(error) => Some(error),
+            RequestError::TimedOut { .. } | RequestError::NotARequest => None,
+        }
+    }
+}
 
 macro_rules! from {
     ($($error:ident => $variant:ident;)*) => {$(
