@@ -32,6 +32,7 @@ use crate::device::volume::{Directory, FileVolume};
 use crate::device::wake::Waker;
 use crate::device::{Arena, Disk, FileId, SegmentFile};
 use crate::frontend::kafka::{KafkaConfig, KafkaSession, Node};
+use crate::frontend::native::transcode;
 use crate::frontend::native::{NativeConfig, NativeSession};
 use crate::log::LogConfig;
 use crate::net::core::{Clock, Control, CoreSetup, Shared, WakeSource};
@@ -719,6 +720,10 @@ impl CoreThread {
         log.entropy = random_u64().map_err(system("reading /dev/urandom"))?;
         let mut config = ShardConfig::new(shard, self.shard_count, log);
         config.cold_read_bytes_max = config.log.read_bytes_max as u64;
+        config.transcode = transcode::for_queues;
+        // A thing remembered takes about 64 bytes.
+        config.queue_entries_max = (self.memory.shard_bytes / 8 / 64).max(1 << 12);
+        config.queue_pieces_bytes_max = self.memory.shard_bytes / 32;
         config.groups = GroupsConfig { entropy: config.log.entropy, ..self.groups.clone() };
         let opened = Shard::open(config, arena.clone(), volume, self.clock.now()).map_err(|error| StartError::Shard { shard, error })?;
         let report = &opened.report;

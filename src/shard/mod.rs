@@ -102,6 +102,8 @@ pub struct ShardConfig {
     pub queue_entries_max: usize,
     /// Read at a time for a queue, one run excepted.
     pub queue_feed_bytes: u32,
+    /// Kept of what was read for queues that nobody asks at the moment.
+    pub queue_pieces_bytes_max: usize,
     /// Cuts batches of other protocols into records.
     pub transcode: queue::feed::Transcode,
     /// Waiting fetches; more get `Overloaded`.
@@ -144,6 +146,7 @@ impl ShardConfig {
             transaction_bytes_max: 16 << 20,
             queue_entries_max: 1 << 21,
             queue_feed_bytes: 64 << 10,
+            queue_pieces_bytes_max: 8 << 20,
             transcode: queue::feed::no_transcode,
             waiting_fetches_max: 65_536,
             retention_interval_us: 5_000_000,
@@ -581,7 +584,10 @@ impl Shard {
     /// Background work wants another pump soon, after everything else had its turn.
     pub fn has_backlog(&self) -> bool {
         let has_queues = self.queues.has_backlog() && self.fault.is_none();
-        has_queues || self.background.has_backlog() || self.log.has_backlog() || (self.groups.has_round() && !self.stopping && self.fault.is_none())
+        has_queues
+            || self.background.has_backlog()
+            || self.log.has_backlog()
+            || (self.groups.has_round() && !self.stopping && self.fault.is_none())
     }
 
     /// An extent of a fetch reply, if it is still in the tail cache.

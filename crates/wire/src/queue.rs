@@ -592,15 +592,8 @@ mod tests {
 
     #[test]
     fn deliveries_round_trip_and_stop_where_they_are_damaged() {
-        let first = DeliveryView {
-            offset: 7,
-            append_time_ms: 1,
-            timestamp_ms: -2,
-            deliveries: 3,
-            key: None,
-            value: Some(b""),
-            headers: b"",
-        };
+        let first =
+            DeliveryView { offset: 7, append_time_ms: 1, timestamp_ms: -2, deliveries: 3, key: None, value: Some(b""), headers: b"" };
         let second = DeliveryView { offset: 8, key: Some(b"key"), value: Some(b"value"), headers: b"heads", ..first };
         let mut bytes = Vec::new();
         first.write(&mut bytes);

@@ -11,7 +11,7 @@ mod group;
 mod queue;
 #[cfg(test)]
 mod tests;
-mod transcode;
+pub mod transcode;
 
 use ringmain_wire::control::{
     self, ControlError, CreateTopic, FetchRequest, Hello, HelloReply, ListOffsets, MetadataRequest, StatsRequest,

@@ -67,6 +67,11 @@ fn is_aborted(frame: &Frame<'_>, head: &Fetched) -> bool {
     is_data && head.aborted.iter().any(covers)
 }
 
+/// One batch of Kafka as a native one with the same offsets, for a queue; `None` = it can't be read, or not within the limit.
+pub fn for_queues(frame: &Frame<'_>, limit_bytes: usize) -> Option<Vec<u8>> {
+    native_frame(frame, limit_bytes.min(INFLATED_MAX_BYTES)).ok()
+}
+
 fn native_frame(frame: &Frame<'_>, limit_bytes: usize) -> Result<Vec<u8>, Unreadable> {
     let batch = Batch::read_within(frame.body(), limit_bytes)?;
     let mut builder = RecordBatchBuilder::new();

@@ -1031,7 +1031,8 @@ impl Cursor {
             }
             if offset >= self.next {
                 self.next = offset + 1;
-            } else if !(0..=255).take(usize::from(self.config.priorities.max(1))).any(|level| self.ready.remove(&Place::new(level, offset))) {
+            } else if !(0..=255).take(usize::from(self.config.priorities.max(1))).any(|level| self.ready.remove(&Place::new(level, offset)))
+            {
                 // It waits for its time, or is on its way back.
                 continue;
             }

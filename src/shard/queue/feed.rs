@@ -167,12 +167,8 @@ pub fn info(shown: &Shown<'_>, filter: &Filter, ttl_ms: Option<u64>, key_ordered
     };
     // Time to live counts from when the message can be had.
     let from_ms = shown.append_time_ms.max(headers.due_ms.unwrap_or(i64::MIN));
-    let candidate = Candidate {
-        key: shown.record.key,
-        headers: shown.record.headers,
-        tag: headers.tag,
-        timestamp_ms: shown.record.timestamp_ms,
-    };
+    let candidate =
+        Candidate { key: shown.record.key, headers: shown.record.headers, tag: headers.tag, timestamp_ms: shown.record.timestamp_ms };
     RecordInfo {
         due_ms: headers.due_ms,
         priority: headers.priority,

@@ -62,6 +62,8 @@ pub struct QueueTable {
     cold_waits: Vec<u32>,
     /// Things remembered one by one by all cursors.
     entries: usize,
+    /// Bytes of pieces of the log.
+    piece_bytes: usize,
     /// Receives that wait.
     waiting: usize,
     /// The log took no more: wait for progress.
@@ -131,6 +133,7 @@ struct Slot {
     leave_after_us: u64,
     timer_us: Option<u64>,
     entries: usize,
+    piece_bytes: usize,
 }
 
 impl QueueTable {
@@ -232,6 +235,7 @@ impl QueueTable {
             leave_after_us: 0,
             timer_us: None,
             entries: 0,
+            piece_bytes: 0,
         };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -254,6 +258,7 @@ impl QueueTable {
         self.cold_waits.retain(|waits| *waits != index);
         self.by_connection.values_mut().for_each(|slots| slots.retain(|used| *used != index));
         self.entries -= slot.entries;
+        self.piece_bytes -= slot.piece_bytes;
         self.waiting -= slot.waiters.len();
         self.free.push(index);
         Some(slot)

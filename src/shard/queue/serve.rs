@@ -402,6 +402,7 @@ impl Shard {
         let Some(mut slot) = self.queues.slots.get_mut(index as usize).and_then(Option::take) else { return };
         slot.is_dirty = false;
         let is_done = self.serve_slot(index, &mut slot, budget, now);
+        self.let_go(&mut slot);
         let entries = slot.cursor.entry_count();
         self.queues.entries = self.queues.entries + entries - slot.entries;
         slot.entries = entries;
@@ -411,6 +412,21 @@ impl Shard {
         if !is_done {
             self.queues.mark_dirty(index);
         }
+    }
+
+    /// Pieces of the log that aren't needed soon.
+    fn let_go(&mut self, slot: &mut Slot) {
+        let end = self.partitions.get(slot.partition).map_or(0, |partition| partition.readable_end(true).0);
+        let is_too_much = self.queues.piece_bytes > self.config.queue_pieces_bytes_max;
+        if slot.cursor.next() >= end || (slot.waiters.is_empty() && is_too_much) {
+            slot.feed = Piece::default();
+        }
+        if slot.cursor.first_ready().is_none() || (slot.waiters.is_empty() && is_too_much) {
+            slot.again = Piece::default();
+        }
+        let held = slot.feed.bytes.capacity() + slot.again.bytes.capacity();
+        self.queues.piece_bytes = self.queues.piece_bytes + held - slot.piece_bytes;
+        slot.piece_bytes = held;
     }
 
     fn deadline_of(&self, slot: &Slot, now: Now) -> Option<u64> {
@@ -590,9 +606,13 @@ impl Shard {
 
     /// Gives messages to those who wait. False = the turn's budget ended it.
     fn dispatch(&mut self, index: u32, slot: &mut Slot, end: u64, budget: &mut usize, now: Now) -> bool {
-        let feeds_ahead = slot.cursor.feeds_ahead();
-        if feeds_ahead && !self.feed_ahead(index, slot, end, budget, now) {
-            return false;
+        if slot.cursor.feeds_ahead() {
+            match self.feed_ahead(index, slot, end, budget, now) {
+                Got::It(()) => {}
+                Got::Gone => return false,
+                // What comes first isn't known yet; the read wakes the cursor.
+                Got::Later => return true,
+            }
         }
         while !slot.cursor.config().paused && !slot.cursor.holds_back() {
             let Some(at) = next_waiter(slot) else { return true };
@@ -617,19 +637,19 @@ impl Shard {
         true
     }
 
-    /// Looks at everything that is there, in a queue whose order isn't the log's.
-    fn feed_ahead(&mut self, index: u32, slot: &mut Slot, end: u64, budget: &mut usize, now: Now) -> bool {
+    /// Looks at everything that is there, in a queue whose order isn't the log's. `Gone` = the turn's budget is.
+    fn feed_ahead(&mut self, index: u32, slot: &mut Slot, end: u64, budget: &mut usize, now: Now) -> Got<()> {
         while slot.cursor.next() < end && slot.cursor.takes_more() && self.has_room() {
             if *budget == 0 {
-                return false;
+                return Got::Gone;
             }
             *budget -= 1;
             match self.feed_one(index, slot, end, now, |cursor, _, place| cursor.keep(place)) {
                 Got::It(()) | Got::Gone => {}
-                Got::Later => return true,
+                Got::Later => return Got::Later,
             }
         }
-        true
+        Got::It(())
     }
 
     fn has_room(&self) -> bool {
@@ -637,15 +657,7 @@ impl Shard {
     }
 
     /// As many messages as one receive may have.
-    fn collect(
-        &mut self,
-        index: u32,
-        slot: &mut Slot,
-        waiter: &Waiter,
-        end: u64,
-        budget: &mut usize,
-        now: Now,
-    ) -> (u32, Vec<u8>) {
+    fn collect(&mut self, index: u32, slot: &mut Slot, waiter: &Waiter, end: u64, budget: &mut usize, now: Now) -> (u32, Vec<u8>) {
         let (mut count, mut out) = (0u32, Vec::new());
         let most = u64::from(waiter.max_messages).min(slot.cursor.allowance(now));
         let feeds_ahead = slot.cursor.feeds_ahead();
@@ -695,14 +707,7 @@ impl Shard {
     }
 
     /// Shows the next record to the cursor; `ready` decides what becomes of one that is ready.
-    fn feed_one(
-        &mut self,
-        index: u32,
-        slot: &mut Slot,
-        end: u64,
-        now: Now,
-        ready: impl FnOnce(&mut Cursor, &Shown<'_>, Place),
-    ) -> Got<()> {
+    fn feed_one(&mut self, index: u32, slot: &mut Slot, end: u64, now: Now, ready: impl FnOnce(&mut Cursor, &Shown<'_>, Place)) -> Got<()> {
         let mut is_fresh = false;
         loop {
             let next = slot.cursor.next();
@@ -715,8 +720,7 @@ impl Shard {
             let Slot { feed, cursor, filter, partition, .. } = slot;
             let transactions = self.partitions.get(*partition).and_then(|partition| partition.transactions.as_deref());
             let is_aborted = |frame: &Frame<'_>| transactions.is_some_and(|transactions| transactions.is_aborted(frame));
-            let reading =
-                Reading { transcode: self.config.transcode, transcode_bytes_max: TRANSCODED_MAX_BYTES, is_aborted: &is_aborted };
+            let reading = Reading { transcode: self.config.transcode, transcode_bytes_max: TRANSCODED_MAX_BYTES, is_aborted: &is_aborted };
             match feed.walker.find(&feed.bytes, next, reading) {
                 Found::Record(shown) => {
                     let config = cursor.config();
@@ -842,13 +846,7 @@ impl Shard {
     }
 
     /// One record again, wherever it is.
-    fn with_record<T>(
-        &mut self,
-        index: u32,
-        slot: &mut Slot,
-        offset: u64,
-        work: impl FnOnce(&mut Cursor, &Shown<'_>) -> T,
-    ) -> Got<T> {
+    fn with_record<T>(&mut self, index: u32, slot: &mut Slot, offset: u64, work: impl FnOnce(&mut Cursor, &Shown<'_>) -> T) -> Got<T> {
         let transcode = self.config.transcode;
         let reading = Reading { transcode, transcode_bytes_max: TRANSCODED_MAX_BYTES, is_aborted: &|_| false };
         let Slot { again, cursor, .. } = slot;
@@ -998,4 +996,3 @@ fn forward(shown: &Shown<'_>, dying: &Dying, topic: &str, queue: &str, partition
         has_queue_headers,
     }
 }
-
