@@ -3,11 +3,13 @@
 
 mod cli;
 mod crash;
+mod examples;
 mod fuzz_corpus;
 mod harness;
 mod kafka;
 mod limits;
 mod native;
+mod queue;
 mod roundtrip;
 mod simulation;
 mod tidy;
