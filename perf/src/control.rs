@@ -9,6 +9,7 @@ use ringmain_wire::control::{
     self, CONTROL_VERSION, CreateTopic, ErrorReply, Hello, HelloReply, ListOffsets, ListOffsetsReply, MetadataReply, MetadataRequest,
     StatsReply, StatsRequest, TopicInfo, TopicName,
 };
+use ringmain_wire::queue::{CreateQueue, QueueInfo, QueueName};
 use ringmain_wire::{Envelope, ErrorCode, Op, PROTOCOL_VERSION, envelope};
 
 /// A broker that answers nothing for this long is taken for dead.
@@ -95,6 +96,22 @@ impl Control {
         let mut body = Vec::new();
         control::write_open(&TopicName { name: name.to_owned() }, &mut body);
         self.call(Op::DeleteTopic, &body).map(drop)
+    }
+
+    /// Creates a queue; its number, once it is durable.
+    pub fn create_queue(&mut self, request: &CreateQueue) -> Result<u32> {
+        let mut body = Vec::new();
+        control::write_open(request, &mut body);
+        let answer = self.call(Op::CreateQueue, &body).with_context(|| format!("creating queue '{}'", request.name))?;
+        let info: QueueInfo = control::read_open(&answer)?;
+        Ok(info.queue)
+    }
+
+    /// Deletes a queue.
+    pub fn delete_queue(&mut self, name: &str) -> Result<()> {
+        let mut body = Vec::new();
+        control::write_open(&QueueName { name: name.to_owned() }, &mut body);
+        self.call(Op::DeleteQueue, &body).map(drop)
     }
 
     /// `when`: [`control::LATEST`] or [`control::EARLIEST`].

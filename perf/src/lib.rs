@@ -59,6 +59,8 @@ pub enum Mode {
     EndToEnd,
     /// One message at a time on one connection.
     Ping,
+    /// Producers and consumers of a queue: published, delivered, acknowledged.
+    Queue,
     /// The machine without a broker.
     Limits,
 }
@@ -72,6 +74,7 @@ impl Mode {
             Mode::Consume => "consume",
             Mode::EndToEnd => "e2e",
             Mode::Ping => "ping",
+            Mode::Queue => "queue",
             Mode::Limits => "limits",
         }
     }
@@ -136,6 +139,16 @@ pub struct BenchOptions {
     pub preload_round_robin: Option<u32>,
     /// Consume: messages per second written meanwhile, to another topic. `None` = none.
     pub produce_rate: Option<f64>,
+    /// Queue: consumers. `None` = one per partition.
+    pub consumers: Option<usize>,
+    /// Queue: messages delivered to a consumer and not settled. Default: 1,000.
+    pub prefetch: u32,
+    /// Queue: messages acknowledged in one request. Default: 100.
+    pub ack_batch: u32,
+    /// Queue: levels of priority; each message has one of them. Default: 1.
+    pub priorities: u16,
+    /// Queue: each message is due so many ms after it is published, between these. `None` = at once.
+    pub delay_ms: Option<(u64, u64)>,
     /// TCP congestion control of the load's sockets. `None` = the kernel's default.
     pub tcp_congestion: Option<String>,
     /// Default: for people.
@@ -186,6 +199,11 @@ impl Default for BenchOptions {
             cold: false,
             preload_round_robin: None,
             produce_rate: None,
+            consumers: None,
+            prefetch: 1_000,
+            ack_batch: 100,
+            priorities: 1,
+            delay_ms: None,
             tcp_congestion: None,
             format: Format::Human,
             out: None,
@@ -225,6 +243,18 @@ impl BenchOptions {
         if self.count == Some(0) || self.duration.is_some_and(|d| d.is_zero()) {
             bail!("--count and --duration must be more than 0");
         }
+        if self.prefetch == 0 || self.ack_batch == 0 || self.consumers == Some(0) {
+            bail!("--prefetch, --ack-batch and --consumers must be at least 1");
+        }
+        if !(1..=256).contains(&self.priorities) {
+            bail!("--priorities is 1 to 256");
+        }
+        if self.mode == Mode::Queue && (self.payload_file.is_some() || self.size < workload::STAMPED_PAYLOAD_BYTES) {
+            bail!(
+                "queue keeps number and time in the payload: --size must be at least {}, without --payload-file",
+                workload::STAMPED_PAYLOAD_BYTES
+            );
+        }
         if self.mode == Mode::EndToEnd && (self.payload_file.is_some() || self.size < workload::STAMPED_PAYLOAD_BYTES) {
             bail!("e2e keeps the time in the payload: --size must be at least {}, without --payload-file", workload::STAMPED_PAYLOAD_BYTES);
         }
@@ -245,6 +275,7 @@ impl BenchOptions {
             (Some(connections), _) => connections,
             (None, Mode::Consume) if self.preload_round_robin.is_some() => 1,
             (None, Mode::Consume | Mode::EndToEnd) => 4,
+            (None, Mode::Queue) => 1,
             (None, _) => 16,
         }
     }
@@ -269,8 +300,14 @@ impl BenchOptions {
         match (self.partitions, self.mode) {
             (Some(partitions), _) => partitions,
             (None, Mode::Consume) if self.preload_round_robin.is_some() => 64,
+            (None, Mode::Queue) => 1,
             (None, _) => self.connections() as u32,
         }
+    }
+
+    /// Consumers of the queue.
+    pub fn consumers(&self) -> usize {
+        self.consumers.unwrap_or(self.partitions() as usize)
     }
 
     /// How long.

@@ -7,14 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use core_affinity::CoreId;
 use ringmain_wire::control::{CreateTopic, Durability, EARLIEST, LATEST, StatsReply, TopicConfig};
+use ringmain_wire::queue::{CreateQueue, QueueConfig};
 use ringmain_wire::record::BATCH_PREFIX_BYTES;
 use ringmain_wire::{DEFAULT_MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES_LIMIT, frame};
 
 use crate::broker::{Broker, BrokerOptions, Meter, Place};
 use crate::control::Control;
-use crate::native::{self, ConsumeLoad, Door, Length, Load, Measured, ProduceLoad, Progress, Target};
+use crate::native::{self, ConsumeLoad, Door, Length, Load, Measured, ProduceLoad, Progress, QueueLoad, Target};
 use crate::report::{Background, RunReport};
-use crate::workload::{Payload, Random, Shape};
+use crate::workload::{Payload, QueueShape, Random, Shape};
 use crate::{BenchOptions, Mode, with_bar};
 
 /// What a bench topic keeps in all, so that segments are recycled while it is measured.
@@ -120,6 +121,10 @@ impl Session {
             _ => options.batch,
         };
         let shape = Shape::new(payload, batch, options.keys > 0, options.seed, options.in_flight());
+        let shape = match options.mode {
+            Mode::Queue => shape.with_headers(QueueShape { priorities: options.priorities, delay_ms: options.delay_ms }),
+            _ => shape,
+        };
         let topic = self.open_topic(options, options.topic.as_deref(), options.partitions(), options.durability, &shape)?;
         let measured = self.measure_on(&topic, options, &shape, progress);
         if topic.is_ours {
@@ -136,6 +141,7 @@ impl Session {
         match options.mode {
             Mode::Produce | Mode::EndToEnd => self.produce(topic, options, shape, progress),
             Mode::Ping => self.ping(topic, options, shape, progress),
+            Mode::Queue => self.queue(topic, options, shape, progress),
             Mode::Consume => self.consume(topic, options, shape, progress),
             Mode::Tour | Mode::Limits => bail!("{} is no single run against a broker", options.mode.name()),
         }
@@ -168,6 +174,55 @@ impl Session {
         let before = self.control.stats().ok();
         let (produce, length) = (vec![load], options.length());
         let mut measured = self.run(options, progress, options.mode.name(), produce, consume, length)?;
+        self.check_totals(topic, &mut measured, 0)?;
+        Ok(self.report(options, shape, &measured, before))
+    }
+
+    /// Over a queue of the run's own, deleted at its end.
+    fn queue(&mut self, topic: &Topic, options: &BenchOptions, shape: &Shape, progress: &Arc<Progress>) -> Result<RunReport> {
+        let name = format!("ringmain-bench-{:08x}", Random::new(topic.targets[0].number.into()).next_word() as u32);
+        let config = QueueConfig { from_beginning: false, priorities: options.priorities, ..QueueConfig::default() };
+        let create = CreateQueue {
+            name: name.clone(),
+            topic: topic.name.clone(),
+            partition_count: options.partitions(),
+            durability: options.durability,
+            config,
+        };
+        let queue = self.control.create_queue(&create)?;
+        let produce = ProduceLoad {
+            connections: options.connections(),
+            in_flight: options.in_flight(),
+            shape: shape.clone(),
+            rate: options.rate,
+            linger_ns: options.linger_us * 1_000,
+            key_count: options.keys,
+            targets: topic.targets.clone(),
+            exclusive: topic.is_ours,
+            timed: true,
+        };
+        let consume = QueueLoad {
+            queue,
+            consumers: options.consumers(),
+            prefetch: options.prefetch,
+            ack_batch: options.ack_batch,
+            max_wait_ms: MAX_WAIT_MS,
+            targets: topic.targets.clone(),
+            writer_count: options.connections(),
+            is_stamped: shape.is_stamped(),
+            is_ordered: options.priorities == 1 && options.delay_ms.is_none() && options.consumers() <= topic.targets.len(),
+            verify: options.verify,
+            longest_delay_ms: options.delay_ms.map_or(0, |(_, to)| to),
+        };
+        let before = self.control.stats().ok();
+        let (door, core, meter, length) = (self.door(options), self.client_core, self.meter(), options.length());
+        let measured = with_bar(options, progress, "queue", || {
+            pin(core);
+            native::run(Load { door, produce: vec![produce], consume: None, queue: Some(consume), length, meter, progress })
+        });
+        let deleted = self.control.delete_queue(&name);
+        let mut measured = measured?;
+        deleted.with_context(|| format!("deleting queue '{name}'"))?;
         self.check_totals(topic, &mut measured, 0)?;
         Ok(self.report(options, shape, &measured, before))
     }
@@ -287,7 +342,7 @@ impl Session {
         let (door, core, meter) = (self.door(options), self.client_core, self.meter());
         with_bar(&BenchOptions { count: length.count, ..options.clone() }, progress, name, || {
             pin(core);
-            native::run(Load { door, produce, consume, length, meter, progress })
+            native::run(Load { door, produce, consume, queue: None, length, meter, progress })
         })
     }
 

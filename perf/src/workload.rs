@@ -14,7 +14,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use ringmain_wire::frame::{self, BODY_CRC_FROM, HEADER_BYTES, Identity};
-use ringmain_wire::record::{BATCH_PREFIX_BYTES, RECORD_HEADER_BYTES};
+use ringmain_wire::queue::name;
+use ringmain_wire::record::{BATCH_PREFIX_BYTES, HeadersBuilder, RECORD_HEADER_BYTES};
 use ringmain_wire::{Envelope, Op, PartitionId, RecordBatchBuilder};
 
 /// Payloads of at least this size carry a sequence word and a time.
@@ -25,6 +26,8 @@ pub const KEY_BYTES: usize = 8;
 const BUFFER_BYTES: usize = 256 << 10;
 /// The upper bits of a sequence word say which connection wrote it.
 pub const WRITER_SHIFT: u32 = 48;
+/// Of an encoded header, before its name.
+const HEADER_HEAD_BYTES: usize = 6;
 const FRAME_AT: usize = Envelope::BYTES;
 const PREFIX_AT: usize = FRAME_AT + HEADER_BYTES;
 const RECORDS_AT: usize = PREFIX_AT + BATCH_PREFIX_BYTES;
@@ -69,6 +72,39 @@ impl Payload {
     }
 }
 
+/// What messages for queues carry besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueShape {
+    /// Levels of priority; 1 or less = no priority. Each message has one of them.
+    pub priorities: u16,
+    /// Each message is due so many ms after it is sent, between these two.
+    pub delay_ms: Option<(u64, u64)>,
+}
+
+impl QueueShape {
+    /// A header with a value of 1 byte, then one of 8: `[name length u16][value length i32][name][value]` each.
+    fn priority_bytes(self) -> usize {
+        if self.priorities > 1 { HEADER_HEAD_BYTES + name::PRIORITY.len() + 1 } else { 0 }
+    }
+
+    fn bytes(self) -> usize {
+        self.priority_bytes() + self.delay_ms.map_or(0, |_| HEADER_HEAD_BYTES + name::DUE_MS.len() + 8)
+    }
+
+    fn encode(self, random: &mut Random) -> HeadersBuilder {
+        let mut headers = HeadersBuilder::default();
+        if self.priorities > 1 {
+            headers.push(name::PRIORITY, Some(&[(random.next_word() % u64::from(self.priorities)) as u8]));
+        }
+        if let Some((from, to)) = self.delay_ms {
+            // The delay; the time it is sent is added then.
+            let delay_ms = from + random.next_word() % (to.saturating_sub(from) + 1);
+            headers.push(name::DUE_MS, Some(&delay_ms.to_le_bytes()));
+        }
+        headers
+    }
+}
+
 /// The layout of the requests of one run.
 #[derive(Clone, Debug)]
 pub struct Shape {
@@ -78,6 +114,8 @@ pub struct Shape {
     /// Messages have a key of [`KEY_BYTES`].
     pub keyed: bool,
     seed: u64,
+    /// Headers for queues.
+    headers: QueueShape,
     /// Requests that one buffer holds.
     pub requests_per_buffer: usize,
 }
@@ -85,9 +123,14 @@ pub struct Shape {
 impl Shape {
     /// `in_flight`: no buffer needs to hold more requests than a connection may have unanswered.
     pub fn new(payload: Payload, batch: u32, keyed: bool, seed: u64, in_flight: usize) -> Shape {
-        let mut shape = Shape { payload, batch, keyed, seed, requests_per_buffer: 1 };
+        let mut shape = Shape { payload, batch, keyed, seed, headers: QueueShape::default(), requests_per_buffer: 1 };
         shape.requests_per_buffer = (BUFFER_BYTES / shape.mean_request_bytes().max(1)).clamp(1, in_flight.max(1));
         shape
+    }
+
+    /// The same with headers for queues.
+    pub fn with_headers(self, headers: QueueShape) -> Shape {
+        Shape { headers, ..self }
     }
 
     fn key_bytes(&self) -> usize {
@@ -95,7 +138,7 @@ impl Shape {
     }
 
     fn mean_request_bytes(&self) -> usize {
-        let record = RecordBatchBuilder::record_bytes(self.key_bytes(), self.payload.mean_bytes() as usize, 0);
+        let record = RecordBatchBuilder::record_bytes(self.key_bytes(), self.payload.mean_bytes() as usize, self.headers.bytes());
         RECORDS_AT + self.batch as usize * record
     }
 
@@ -105,7 +148,9 @@ impl Shape {
             Payload::Random { size } => *size,
             Payload::Lines(lines) => lines.iter().map(Vec::len).max().unwrap_or(0),
         };
-        HEADER_BYTES + BATCH_PREFIX_BYTES + self.batch as usize * RecordBatchBuilder::record_bytes(self.key_bytes(), largest, 0)
+        HEADER_BYTES
+            + BATCH_PREFIX_BYTES
+            + self.batch as usize * RecordBatchBuilder::record_bytes(self.key_bytes(), largest, self.headers.bytes())
     }
 
     /// The size of every payload; `None` = they differ.
@@ -126,9 +171,10 @@ impl Shape {
         let size = self.uniform_payload_bytes()?;
         let key = self.key_bytes();
         Some(RecordShape {
-            len: (RECORD_HEADER_BYTES + key + size) as u32,
-            stride: RecordBatchBuilder::record_bytes(key, size, 0),
-            value_at: RECORD_HEADER_BYTES + key,
+            len: (RECORD_HEADER_BYTES + key + self.headers.bytes() + size) as u32,
+            stride: RecordBatchBuilder::record_bytes(key, size, self.headers.bytes()),
+            value_at: RECORD_HEADER_BYTES + key + self.headers.bytes(),
+            due_at: self.headers.delay_ms.map(|_| RECORD_HEADER_BYTES + key + self.headers.bytes() - 8),
         })
     }
 
@@ -151,12 +197,12 @@ impl Shape {
                     Payload::Random { size } => {
                         value.resize(*size, 0);
                         random.fill(&mut value);
-                        builder.push(0, key, Some(&value), &[]);
+                        builder.push(0, key, Some(&value), self.headers.encode(&mut random).as_bytes());
                     }
                     Payload::Lines(lines) => {
                         let text = &lines[line % lines.len()];
                         line += 1;
-                        builder.push(0, key, Some(text), &[]);
+                        builder.push(0, key, Some(text), self.headers.encode(&mut random).as_bytes());
                         payload_bytes += text.len() as u64;
                         record_ends.push(builder.frame_bytes() as u32);
                         payload_ends.push(payload_bytes);
@@ -164,10 +210,17 @@ impl Shape {
                 }
             }
             let start = bytes.len();
-            let frame = builder.finish(Identity::plain(PartitionId(0)));
+            let flags = if self.headers.bytes() > 0 { frame::flags::QUEUE_HEADERS } else { 0 };
+            let frame = builder.finish(Identity { flags, ..Identity::plain(PartitionId(0)) });
+            let mut delays_ms = Vec::new();
+            if let Some(RecordShape { due_at: Some(due_at), stride, .. }) = self.record_shape() {
+                let delay =
+                    |record: &[u8]| record.get(due_at..).and_then(<[u8]>::first_chunk).map_or(0, |delay| i64::from_le_bytes(*delay));
+                delays_ms = frame[HEADER_BYTES + BATCH_PREFIX_BYTES..].chunks_exact(stride).map(delay).collect();
+            }
             bytes.extend_from_slice(&Envelope { len: frame.len() as u32, op: Op::Produce as u16, flags: 0, correlation: 0 }.to_bytes());
             bytes.extend_from_slice(frame);
-            requests.push(Request { start, record_ends, payload_ends });
+            requests.push(Request { start, record_ends, payload_ends, delays_ms });
         }
         RequestBuffer { bytes, requests, record: self.record_shape(), keyed: self.keyed }
     }
@@ -182,6 +235,8 @@ pub struct RecordShape {
     pub stride: usize,
     /// Where the payload begins in the record.
     pub value_at: usize,
+    /// Where its due time is, if it has one.
+    pub due_at: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -190,6 +245,8 @@ struct Request {
     /// For payloads of different sizes: the frame's length after each record.
     record_ends: Vec<u32>,
     payload_ends: Vec<u64>,
+    /// By record, if messages are due later.
+    delays_ms: Vec<i64>,
 }
 
 /// What changes from request to request.
@@ -203,6 +260,8 @@ pub struct Stamp {
     pub count: u32,
     /// Time of the records, ms since the Unix epoch.
     pub timestamp_ms: i64,
+    /// When the run's clock began, ms since the Unix epoch.
+    pub clock_start_ms: i64,
     /// Sequence word of the first message.
     pub sequence_word: u64,
 }
@@ -278,6 +337,16 @@ impl RequestBuffer {
                         put(bytes, record.value_at + 8, schedule.intended_ns(number));
                         word += 1;
                     }
+                }
+            }
+        }
+        if let Some(RecordShape { due_at: Some(due_at), stride, value_at, len }) = self.record {
+            for (bytes, delay_ms) in records.chunks_exact_mut(stride).zip(&request.delays_ms) {
+                let due_ms = stamp.timestamp_ms + delay_ms;
+                put(bytes, due_at, due_ms as u64);
+                if len as usize - value_at >= STAMPED_PAYLOAD_BYTES {
+                    // Timed is from when it is due.
+                    put(bytes, value_at + 8, (due_ms - stamp.clock_start_ms).max(0) as u64 * 1_000_000);
                 }
             }
         }
@@ -444,8 +513,14 @@ mod tests {
         let schedule = Schedule::new(1_000, 1e6, 0, 1);
         let last = shape.requests_per_buffer - 1;
         for turn in 0..2_u64 {
-            let stamp =
-                Stamp { correlation: 77 + turn, partition: 9, count, timestamp_ms: 123, sequence_word: sequence_word(5, 10 * turn) };
+            let stamp = Stamp {
+                correlation: 77 + turn,
+                partition: 9,
+                count,
+                timestamp_ms: 123,
+                clock_start_ms: 0,
+                sequence_word: sequence_word(5, 10 * turn),
+            };
             let (range, payload_bytes) = buffer.stamp(last, stamp, Times::Intended { schedule: &schedule, first: 4 }, &mut rings[0]);
             let bytes = &buffer.bytes[range];
             let envelope = Envelope::read(bytes).unwrap();

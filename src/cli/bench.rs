@@ -50,6 +50,8 @@ enum Mode {
     E2e,
     /// One message at a time on one connection
     Ping,
+    /// A queue: published, delivered, acknowledged; timed from a message's intended (or due) time to its delivery
+    Queue,
     /// This machine without a broker: device flush and bandwidth, TCP echo, memory copy, checksum
     Limits,
 }
@@ -117,6 +119,27 @@ struct Workload {
     /// consume: messages per second written meanwhile, to another topic
     #[arg(long, value_name = "N")]
     produce_rate: Option<f64>,
+    /// queue: consumers [default: one per partition]
+    #[arg(long, value_name = "N")]
+    consumers: Option<usize>,
+    /// queue: connections that publish; the same as --connections [default: 1]
+    #[arg(long, value_name = "N", conflicts_with = "connections")]
+    producers: Option<usize>,
+    /// queue: messages per publish; the same as --batch
+    #[arg(long, value_name = "N", conflicts_with = "batch")]
+    publish_batch: Option<u32>,
+    /// queue: messages delivered to a consumer and not settled
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    prefetch: u32,
+    /// queue: messages acknowledged in one request
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    ack_batch: u32,
+    /// queue: levels of priority; each message has one of them
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    priorities: u16,
+    /// queue: each message is due so many ms after it is published, as 10..100 or 50
+    #[arg(long, value_name = "A..B", value_parser = delay)]
+    delay_ms: Option<(u64, u64)>,
 }
 
 #[derive(Args)]
@@ -180,15 +203,16 @@ fn options(arguments: BenchArguments, format: ringmain_perf::Format) -> BenchOpt
             Some(Mode::Consume) => ringmain_perf::Mode::Consume,
             Some(Mode::E2e) => ringmain_perf::Mode::EndToEnd,
             Some(Mode::Ping) => ringmain_perf::Mode::Ping,
+            Some(Mode::Queue) => ringmain_perf::Mode::Queue,
             Some(Mode::Limits) => ringmain_perf::Mode::Limits,
         },
         connect: broker.connect,
         topic: broker.topic,
         size: workload.size,
         payload_file: workload.payload_file,
-        batch: workload.batch,
+        batch: workload.publish_batch.unwrap_or(workload.batch),
         in_flight: workload.in_flight,
-        connections: workload.connections,
+        connections: workload.producers.or(workload.connections),
         partitions: workload.partitions,
         keys: workload.keys,
         durability: workload.durability,
@@ -204,6 +228,11 @@ fn options(arguments: BenchArguments, format: ringmain_perf::Format) -> BenchOpt
         cold: workload.cold,
         preload_round_robin: workload.preload_round_robin,
         produce_rate: workload.produce_rate,
+        consumers: workload.consumers,
+        prefetch: workload.prefetch,
+        ack_batch: workload.ack_batch,
+        priorities: workload.priorities,
+        delay_ms: workload.delay_ms,
         tcp_congestion: broker.tcp_congestion,
         format,
         out,
@@ -231,6 +260,14 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     let number: f64 = text[..digits].parse().map_err(|_| DURATION_MISTAKE)?;
     Duration::try_from_secs_f64(number * unit).map_err(|_| DURATION_MISTAKE.into())
+}
+
+fn delay(text: &str) -> Result<(u64, u64), String> {
+    let (from, to) = text.split_once("..").unwrap_or((text, text));
+    match (from.parse(), to.parse()) {
+        (Ok(from), Ok(to)) if from <= to => Ok((from, to)),
+        _ => Err("two times in ms, as 10..100".into()),
+    }
 }
 
 fn size(text: &str) -> Result<usize, String> {
@@ -278,6 +315,17 @@ mod tests {
         assert!(
             matches!(Cli::try_parse_from("ringmain bench compare a b".split(' ')).unwrap().command, Command::Bench(b) if b.compare.is_some())
         );
+    }
+
+    #[test]
+    fn contract_line_of_queues_is_understood() {
+        let options = parsed(
+            "ringmain bench queue --size 100 --prefetch 50 --consumers 3 --producers 2 --publish-batch 7 --ack-batch 9 --priorities 10 --delay-ms 5..60 --rate 1000 --duration 10s",
+        );
+        assert_eq!((options.mode, options.batch, options.connections()), (ringmain_perf::Mode::Queue, 7, 2));
+        assert_eq!((options.prefetch, options.consumers(), options.ack_batch), (50, 3, 9));
+        assert_eq!((options.priorities, options.delay_ms), (10, Some((5, 60))));
+        assert!(Cli::try_parse_from("ringmain bench queue --delay-ms 9..1".split(' ')).is_err());
     }
 
     #[test]

@@ -16,13 +16,23 @@ use ringmain_client::{
 };
 use serde_json::{Value, json};
 
-use super::{Format, Target, timestamp};
+use super::{Format, Target, consume_queue, timestamp};
 
 #[derive(Args)]
 #[command(after_help = VERBS)]
 pub struct ConsumeArguments {
     /// Topic to read
-    topic: String,
+    #[arg(required_unless_present = "queue")]
+    topic: Option<String>,
+    /// Receive the messages of this queue instead
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["topic", "from", "group"])]
+    queue: Option<String>,
+    /// Of a queue: acknowledge each message once it is printed; else all go back to the queue at the end
+    #[arg(long, requires = "queue")]
+    pub ack: bool,
+    /// Of a queue: messages printed or waiting here, and not acknowledged; without --ack no more than these are shown
+    #[arg(long, value_name = "N", default_value_t = 1_000, requires = "queue")]
+    pub prefetch: u32,
     /// Where to begin in each partition: beginning, end, an offset, @ and milliseconds since 1970, or a time as
     /// 2026-11-21T10:00:00Z
     #[arg(long, value_name = "WHERE", default_value = "beginning", value_parser = start)]
@@ -33,25 +43,28 @@ pub struct ConsumeArguments {
     group: Option<String>,
     /// Stop after so many messages
     #[arg(long, value_name = "N")]
-    count: Option<u64>,
-    /// Stop at the end that each partition had when this began
+    pub count: Option<u64>,
+    /// Stop at the end that each partition had when this began; of a queue, when nothing is ready
     #[arg(long)]
-    exit_at_end: bool,
+    pub exit_at_end: bool,
     /// Read this partition only, counted from 0; may be repeated [default: all]
     #[arg(long, value_name = "N")]
-    partition: Vec<u32>,
+    pub partition: Vec<u32>,
     /// What to print for each message
     #[arg(long, value_name = "TEMPLATE", default_value = "%v\\n", value_parser = template, allow_hyphen_values = true)]
-    print: Template,
+    pub print: Template,
     #[command(flatten)]
-    target: Target,
+    pub target: Target,
 }
 
 pub fn run(arguments: &ConsumeArguments, format: Format) -> Result<ExitCode> {
+    if let Some(queue) = &arguments.queue {
+        return consume_queue::run(arguments, queue, format);
+    }
     let client = arguments.target.client()?;
     if let Some(group) = &arguments.group {
         let config = ConsumerConfig { from: arguments.from, ..ConsumerConfig::default() };
-        let consumer = client.group_consumer(&arguments.topic, GroupConfig { group: group.clone(), ..GroupConfig::default() }, config)?;
+        let consumer = client.group_consumer(arguments.topic(), GroupConfig { group: group.clone(), ..GroupConfig::default() }, config)?;
         let out = BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout().lock());
         Sharing { arguments, format, consumer, left: arguments.count.unwrap_or(u64::MAX), out }.run()?;
         return Ok(ExitCode::SUCCESS);
@@ -63,10 +76,17 @@ pub fn run(arguments: &ConsumeArguments, format: Format) -> Result<ExitCode> {
     };
     // The ends first: what is stored when the command begins is printed whatever comes meanwhile.
     let unread = if arguments.exit_at_end { Some(Unread::of(&client, arguments)?) } else { None };
-    let consumer = client.consumer(&arguments.topic, config)?;
+    let consumer = client.consumer(arguments.topic(), config)?;
     let out = BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout().lock());
     Reading { arguments, format, consumer, unread, left: arguments.count.unwrap_or(u64::MAX), out }.run()?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl ConsumeArguments {
+    /// Named unless a queue is.
+    fn topic(&self) -> &str {
+        self.topic.as_deref().unwrap_or_default()
+    }
 }
 
 /// As a member of a group.
@@ -132,8 +152,8 @@ fn is_rebalance(code: ErrorCode) -> bool {
 
 fn print(arguments: &ConsumeArguments, format: Format, record: &ConsumedRecord<'_>, out: &mut impl Write) -> io::Result<()> {
     match format {
-        Format::Text => arguments.print.write(&arguments.topic, record, out),
-        Format::Json => writeln!(out, "{}", to_json(&arguments.topic, record)),
+        Format::Text => arguments.print.write(arguments.topic(), record, out),
+        Format::Json => writeln!(out, "{}", to_json(arguments.topic(), record)),
     }
 }
 
@@ -219,7 +239,7 @@ struct Unread {
 
 impl Unread {
     fn of(client: &Client, arguments: &ConsumeArguments) -> Result<Unread> {
-        let description = client.describe_topic(&arguments.topic)?;
+        let description = client.describe_topic(arguments.topic())?;
         let mut ends = BTreeMap::new();
         for (index, place) in (0..).zip(&description.info.partitions) {
             if !arguments.partition.is_empty() && !arguments.partition.contains(&index) {
@@ -254,7 +274,7 @@ impl Unread {
 
 /// `--print`, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Template(Vec<Piece>);
+pub struct Template(Vec<Piece>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Piece {
@@ -269,7 +289,7 @@ enum Piece {
 }
 
 impl Template {
-    fn write(&self, topic: &str, record: &ConsumedRecord<'_>, out: &mut impl Write) -> io::Result<()> {
+    pub fn write(&self, topic: &str, record: &ConsumedRecord<'_>, out: &mut impl Write) -> io::Result<()> {
         for piece in &self.0 {
             match piece {
                 Piece::Bytes(bytes) => out.write_all(bytes)?,
@@ -293,7 +313,7 @@ impl Template {
     }
 }
 
-fn template(text: &str) -> Result<Template, String> {
+pub fn template(text: &str) -> Result<Template, String> {
     let (mut pieces, mut plain, mut characters) = (Vec::new(), Vec::new(), text.chars());
     while let Some(first) = characters.next() {
         if first != '%' && first != '\\' {
@@ -329,7 +349,7 @@ fn template(text: &str) -> Result<Template, String> {
 }
 
 /// One object per message. Bytes that aren't UTF-8 are under `key_base64`, `value_base64` instead.
-fn to_json(topic: &str, record: &ConsumedRecord<'_>) -> Value {
+pub fn to_json(topic: &str, record: &ConsumedRecord<'_>) -> Value {
     let mut object = json!({
         "topic": topic,
         "partition": record.partition_index,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use ringmain::config::ConfigError;
 use ringmain::log::tool::ToolError;
-use ringmain_client::{CallError, ConnectionError, ConsumeError, DeliveryError, FlushError};
+use ringmain_client::{CallError, ConnectionError, ConsumeError, DeliveryError, FlushError, QueueError, RequestError};
 
 /// For `--help` and the README.
 pub const TABLE: &str = "\
@@ -17,7 +17,7 @@ Exit codes:
    4  log verify: stored data is damaged
    5  log verify, dump, repair: the directory is in use by a running broker
   69  no broker answers
-  75  the broker can't do it now (disk full, overloaded, stopping); try again later";
+  75  the broker can't do it now (disk full, overloaded, stopping), or a request had no answer; try again later";
 
 pub const TORN: u8 = 3;
 pub const DAMAGED: u8 = 4;
@@ -87,6 +87,10 @@ fn number(error: &anyhow::Error) -> u8 {
             }
         } else if let Some(ConsumeError::Broker { error, .. }) = cause.downcast_ref::<ConsumeError>() {
             error.code
+        } else if let Some(QueueError::Broker { error, .. }) = cause.downcast_ref::<QueueError>() {
+            error.code
+        } else if let Some(RequestError::TimedOut { .. }) = cause.downcast_ref::<RequestError>() {
+            return TRY_LATER;
         } else {
             continue;
         };

@@ -6,12 +6,15 @@ pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod consume;
+mod consume_queue;
 pub mod exit;
 pub mod group;
 pub mod health;
 pub mod log;
 mod output;
 pub mod produce;
+pub mod queue;
+pub mod request;
 pub mod serve;
 pub mod status;
 mod timestamp;
@@ -38,11 +41,17 @@ pub enum Command {
     /// Create, list, describe, alter and delete topics
     Topic(topic::TopicArguments),
     /// Send lines to a topic, one message per line; prints acknowledged=N
-    Produce(produce::ProduceArguments),
-    /// Print the messages of a topic
-    Consume(consume::ConsumeArguments),
+    Produce(Box<produce::ProduceArguments>),
+    /// Print the messages of a topic, or of a queue
+    Consume(Box<consume::ConsumeArguments>),
     /// List, describe, move and delete consumer groups
     Group(group::GroupArguments),
+    /// Create, list, describe, alter, empty and delete queues
+    Queue(queue::QueueArguments),
+    /// Send a request to a queue and print the answer
+    Request(request::RequestArguments),
+    /// Answer the requests of a queue
+    Reply(request::ReplyArguments),
     /// Measure: without a mode a tour of about 30 s on a broker of its own
     Bench(Box<bench::BenchArguments>),
     /// What the broker is doing

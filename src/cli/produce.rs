@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use ringmain_client::wire::MAX_MESSAGE_BYTES_LIMIT;
-use ringmain_client::{FlushError, Producer, ProducerConfig, Record};
+use ringmain_client::{FlushError, Outgoing, Producer, ProducerConfig, Record};
 use serde_json::json;
 
 use super::{Format, Target, output};
@@ -34,7 +34,47 @@ pub struct ProduceArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
     #[command(flatten)]
+    headers: Headers,
+    #[command(flatten)]
     target: Target,
+}
+
+/// What every message carries besides. The first four are for queues.
+#[derive(Args)]
+struct Headers {
+    /// Deliver not before so long after it is sent
+    #[arg(long, value_name = "MS")]
+    delay_ms: Option<u64>,
+    /// Higher goes first, in a queue with priorities
+    #[arg(long, value_name = "0..255")]
+    priority: Option<u8>,
+    /// Expires so long after it is stored
+    #[arg(long, value_name = "MS")]
+    ttl_ms: Option<u64>,
+    /// A word to filter by
+    #[arg(long, value_name = "WORD")]
+    tag: Option<String>,
+    /// A header; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
+    header: Vec<(String, String)>,
+}
+
+impl Headers {
+    fn add<'a>(&self, mut message: Outgoing<'a>) -> Outgoing<'a> {
+        if let Some(ms) = self.delay_ms {
+            message = message.delay(Duration::from_millis(ms));
+        }
+        if let Some(priority) = self.priority {
+            message = message.priority(priority);
+        }
+        if let Some(ms) = self.ttl_ms {
+            message = message.ttl(Duration::from_millis(ms));
+        }
+        if let Some(tag) = &self.tag {
+            message = message.tag(tag);
+        }
+        self.header.iter().fold(message, |message, (name, value)| message.header(name.as_bytes(), Some(value.as_bytes())))
+    }
 }
 
 /// What a message's key is.
@@ -97,7 +137,8 @@ fn send_lines(mut input: impl BufRead, arguments: &ProduceArguments, producer: &
     while read_line(&mut input, &mut line).with_context(|| format!("reading line {}", number + 1))? {
         number += 1;
         let (key, value) = split(&line, &arguments.key).with_context(|| format!("line {number}"))?;
-        let record = Record { key, value: Some(value), partition: arguments.partition, ..Record::default() };
+        let message = arguments.headers.add(Outgoing::new(value));
+        let record = Record { key, partition: arguments.partition, ..message.record() };
         producer.send(record).with_context(|| format!("line {number}"))?;
         unshown_bytes += line.len() as u64 + 1;
         if unshown_bytes >= PROGRESS_STEP_BYTES {
@@ -133,6 +174,11 @@ fn split<'a>(line: &'a [u8], key: &Key) -> Result<(Option<&'a [u8]>, &'a [u8])> 
             None => bail!("no '{}' between key and message; lines before it were sent", separator.escape_ascii()),
         },
     }
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write it as NAME=VALUE")?;
+    Ok((name.into(), value.into()))
 }
 
 fn key(text: &str) -> Result<Key, String> {

@@ -82,6 +82,14 @@ pub trait Session {
     }
     /// Requests received and not answered yet; the driver reads no more while this is at the session's limit.
     fn in_flight(&self) -> usize;
+    /// Of those, the ones that are of no use to a peer that sends no more: messages that it couldn't settle.
+    fn idle_in_flight(&self) -> usize {
+        0
+    }
+    /// It may have been given messages of queues, which come back when it goes.
+    fn holds_messages(&self) -> bool {
+        false
+    }
     /// Most requests unanswered at a time.
     fn max_in_flight(&self) -> usize;
     /// Before the peer has introduced itself its input is limited and timed (DESIGN: 16 KiB, 5 s).

@@ -622,7 +622,7 @@ impl Core {
     fn close(&mut self, id: ConnectionId) {
         let Some(mut connection) = self.take(id) else { return };
         connection.output.drop_all(self.router.shards_mut(), &mut self.spares);
-        if connection.session.in_flight() > 0 {
+        if connection.session.in_flight() > 0 || connection.session.holds_messages() {
             self.router.cancel(id.slot, id.generation);
         }
         connection.input.clear(&mut self.budget);
@@ -1301,7 +1301,7 @@ fn is_over(connection: &Connection) -> bool {
         && match connection.ending {
             None => false,
             Some(Ending::Broken) => true,
-            Some(Ending::PeerDone) => connection.session.in_flight() == 0,
+            Some(Ending::PeerDone) => connection.session.in_flight() == connection.session.idle_in_flight(),
         }
 }
 

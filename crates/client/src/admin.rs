@@ -7,6 +7,7 @@ use ringmain_wire::control::{
     ProducerGrant, ReadOffset, ReadOffsetReply, StatsReply, StatsRequest, TopicDescription, TopicInfo, TopicName, read_open, write_open,
 };
 use ringmain_wire::group::{GroupAnswer, GroupList, GroupRequest, ListGroups};
+use ringmain_wire::queue::{AlterQueue, CreateQueue, ListQueues, QueueAnswer, QueueInfo, QueueList, QueueName, QueueRequest};
 use ringmain_wire::{Op, PartitionId};
 
 use crate::links::LinkConfig;
@@ -74,6 +75,10 @@ open_calls! {
     ReadOffset = ReadOffset, true => ReadOffsetReply;
     GroupRequest = Group, false => GroupAnswer;
     ListGroups = ListGroups, true => GroupList;
+    CreateQueue = CreateQueue, false => QueueInfo;
+    AlterQueue = AlterQueue, true => QueueInfo;
+    ListQueues = ListQueues, true => QueueList;
+    QueueRequest = Queue, true => QueueAnswer;
 }
 
 impl Call for CommitOffset {
@@ -130,6 +135,25 @@ impl Call for DeleteTopic {
     }
 }
 
+/// Deletes a queue; its topic stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeleteQueue(
+    /// Its name.
+    pub String,
+);
+
+impl Call for DeleteQueue {
+    const OP: Op = Op::DeleteQueue;
+    const REPEATABLE: bool = false;
+    type Answer = ();
+    fn encode(&self, out: &mut Vec<u8>) {
+        write_open(&QueueName { name: self.0.clone() }, out);
+    }
+    fn decode(_: &[u8]) -> Result<(), ControlError> {
+        Ok(())
+    }
+}
+
 /// Asks for a topic and the state of its partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DescribeTopic(
@@ -152,6 +176,11 @@ impl Call for DescribeTopic {
 /// Asks for every topic, or for those named.
 pub fn metadata(topics: Option<&[&str]>) -> MetadataRequest {
     MetadataRequest { topics: topics.map(|names| names.iter().map(|name| (*name).to_string()).collect()) }
+}
+
+/// Asks for every queue, or for those named.
+pub fn list_queues(names: Option<&[&str]>) -> ListQueues {
+    ListQueues { names: names.map(|names| names.iter().map(|name| (*name).to_string()).collect()) }
 }
 
 /// Asks for an offset by time; see [`ListOffsets::timestamp_ms`] for the two special times.

@@ -224,6 +224,16 @@ pub enum CallError {
         /// The name.
         topic: String,
     },
+    /// There is no queue of that name.
+    UnknownQueue {
+        /// The name.
+        queue: String,
+    },
+    /// The answer is one to another question.
+    UnexpectedAnswer {
+        /// What was asked.
+        op: Op,
+    },
     /// The broker's metadata contradict themselves.
     Metadata(MetadataError),
 }
@@ -237,6 +247,8 @@ impl fmt::Display for CallError {
             CallError::Malformed { op, error } => write!(f, "the reply to {op:?} can't be read: {error}"),
             CallError::RequestTooLarge { bytes, limit_bytes } => write!(f, "the request has {bytes} bytes, the broker takes {limit_bytes}"),
             CallError::UnknownTopic { topic } => write!(f, "there is no topic '{topic}'; create it first (ringmain topic create)"),
+            CallError::UnknownQueue { queue } => write!(f, "there is no queue '{queue}'; create it first (ringmain queue create)"),
+            CallError::UnexpectedAnswer { op } => write!(f, "the reply to {op:?} answers another question"),
             CallError::Metadata(error) => error.fmt(f),
         }
     }
@@ -249,7 +261,7 @@ impl std::error::Error for CallError {
             CallError::Connection(error) => Some(error),
             CallError::Malformed { error, .. } => Some(error),
             CallError::Metadata(error) => Some(error),
-            CallError::TimedOut { .. } | CallError::RequestTooLarge { .. } | CallError::UnknownTopic { .. } => None,
+            _ => None,
         }
     }
 }

@@ -1,10 +1,14 @@
 //! A broker in memory for tests: bytes in, bytes out, with the contract's rules on sequences and offsets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ringmain_wire::control::*;
 use ringmain_wire::envelope::flags;
 use ringmain_wire::frame::{BrokerHalf, HEADER_BYTES};
+use ringmain_wire::queue::{
+    DeliveryView, ListQueues, QueueAnswer, QueueCall, QueueConfig, QueueInfo, QueueList, QueueReceive, QueueReceived, QueueRequest,
+    QueueSettle, QueueSettled, Settlement, Verb,
+};
 use ringmain_wire::{Envelope, ErrorCode, Frame, Offset, Op, Records, align_up};
 
 /// A small generator; every failure prints the seed it began with.
@@ -39,6 +43,22 @@ pub struct FakePartition {
     pub end: u64,
     pub log_start: u64,
     producers: BTreeMap<i64, StoredProducer>,
+    pub queue: FakeQueue,
+}
+
+/// The queue `q` in one partition; the value of a message is its offset.
+#[derive(Default)]
+pub struct FakeQueue {
+    pub ready: BTreeSet<u64>,
+    /// By offset: the port it was delivered over.
+    pub held: BTreeMap<u64, u16>,
+    pub deliveries: BTreeMap<u64, u16>,
+    pub acked: Vec<u64>,
+    pub rejected: Vec<u64>,
+    pub extended: Vec<u64>,
+    pub most_held: usize,
+    pub receives: u64,
+    pub settles: u64,
 }
 
 pub struct FakeBroker {
@@ -66,6 +86,10 @@ pub struct FakeBroker {
     pub duplicates: u64,
     pub moved: u64,
     pub max_fetches_seen: usize,
+    /// 0 = there is no such queue.
+    pub queue_id: u32,
+    /// Its queue takes no more.
+    pub is_full: bool,
 }
 
 pub const FIRST_NUMBER: u32 = 10;
@@ -93,6 +117,8 @@ impl FakeBroker {
             duplicates: 0,
             moved: 0,
             max_fetches_seen: 0,
+            queue_id: 5,
+            is_full: false,
         }
     }
 
@@ -191,6 +217,31 @@ impl FakeBroker {
                 write_open(&ReadOffsetReply { offset, metadata: String::new() }, &mut out);
                 Ok(out)
             }
+            Some(Op::ListQueues) => {
+                let ListQueues { names } = read_open(body).unwrap();
+                let partitions = self.metadata().topics.remove(0).partitions;
+                let info =
+                    QueueInfo { queue: self.queue_id, name: "q".into(), topic: "t".into(), partitions, config: QueueConfig::default() };
+                let is_asked = self.queue_id > 0 && names.is_none_or(|names| names.contains(&info.name));
+                let queues = if is_asked { vec![info] } else { Vec::new() };
+                write_open(&QueueList { shard_ports: self.shard_ports.clone(), queues }, &mut out);
+                Ok(out)
+            }
+            Some(Op::QueueReceive) => return (self.queue_receive(port, &QueueReceive::read(body).unwrap()), false),
+            Some(Op::QueueSettle) => return (self.queue_settle(port, body), false),
+            Some(Op::Queue) => {
+                let QueueRequest { partition, call, .. } = read_open(body).unwrap();
+                let queue = &mut self.partitions[(partition - FIRST_NUMBER) as usize].queue;
+                let answer = match call {
+                    QueueCall::Purge => QueueAnswer::Count(std::mem::take(&mut queue.ready).len() as u64),
+                    QueueCall::ListUnsettled { from, max } => {
+                        QueueAnswer::Unsettled(queue.ready.range(from..).take(max as usize).map(|offset| (*offset, 0)).collect())
+                    }
+                    other => panic!("{other:?}"),
+                };
+                write_open(&answer, &mut out);
+                Ok(out)
+            }
             _ => Err(ErrorCode::UnsupportedOp),
         };
         (result, false)
@@ -212,6 +263,9 @@ impl FakeBroker {
 
     fn produce(&mut self, index: usize, frame: Frame<'_>) -> Result<Vec<u8>, ErrorCode> {
         self.produce_requests += 1;
+        if self.is_full {
+            return Err(ErrorCode::QueueFull);
+        }
         frame.verify_body().map_err(|_| ErrorCode::CorruptFrame)?;
         if self.random.one_in(self.refuse_one_in) {
             return Err([ErrorCode::Overloaded, ErrorCode::UnknownPartition, ErrorCode::DiskFull][self.random.below(3) as usize]);
@@ -290,6 +344,88 @@ impl FakeBroker {
         Ok([&head.to_bytes()[..], &frames].concat())
     }
 
+    fn queue_receive(&mut self, port: u16, request: &QueueReceive) -> Result<Vec<u8>, ErrorCode> {
+        assert!(request.max_messages > 0 && request.max_bytes > 0);
+        if request.queue != self.queue_id {
+            return Err(ErrorCode::UnknownQueue);
+        }
+        if self.random.one_in(self.refuse_one_in) {
+            return Err(ErrorCode::Overloaded);
+        }
+        let index = self.index(request.partition).ok_or(ErrorCode::UnknownPartition)?;
+        let queue = &mut self.partitions[index].queue;
+        queue.receives += 1;
+        let (mut messages, mut count) = (Vec::new(), 0);
+        while count < request.max_messages
+            && messages.len() < request.max_bytes as usize
+            && let Some(offset) = queue.ready.pop_first()
+        {
+            queue.held.insert(offset, port);
+            let deliveries = queue.deliveries.entry(offset).or_default();
+            *deliveries += 1;
+            let value = offset.to_string();
+            let view = DeliveryView {
+                offset,
+                append_time_ms: 1,
+                timestamp_ms: 2,
+                deliveries: *deliveries,
+                key: None,
+                value: Some(value.as_bytes()),
+                headers: b"",
+            };
+            view.write(&mut messages);
+            count += 1;
+        }
+        queue.most_held = queue.most_held.max(queue.held.len());
+        let head = QueueReceived { version: 1, reserved: 0, partition: request.partition, count, reserved_too: 0 };
+        Ok([&head.to_bytes()[..], &messages].concat())
+    }
+
+    fn queue_settle(&mut self, port: u16, body: &[u8]) -> Result<Vec<u8>, ErrorCode> {
+        let head = QueueSettle::read(body).unwrap();
+        if self.random.one_in(self.refuse_one_in) {
+            return Err(ErrorCode::Overloaded);
+        }
+        let index = self.index(head.partition).unwrap();
+        let queue = &mut self.partitions[index].queue;
+        queue.settles += 1;
+        let (mut settled, mut refused) = (0, 0);
+        for bytes in body[QueueSettle::BYTES..].chunks(Settlement::BYTES) {
+            let settlement = Settlement::read(bytes).unwrap();
+            for offset in settlement.first..settlement.first + u64::from(settlement.count) {
+                if queue.held.get(&offset) != Some(&port) {
+                    refused += 1;
+                    continue;
+                }
+                settled += 1;
+                match settlement.verb {
+                    Verb::Ack => queue.acked.push(offset),
+                    Verb::Reject => queue.rejected.push(offset),
+                    Verb::Requeue => {
+                        queue.ready.insert(offset);
+                    }
+                    Verb::Extend => {
+                        queue.extended.push(offset);
+                        continue;
+                    }
+                }
+                queue.held.remove(&offset);
+            }
+        }
+        Ok(QueueSettled { version: 1, reserved: 0, settled, refused, reserved_too: 0 }.to_bytes().to_vec())
+    }
+
+    /// What was delivered over a connection that is gone comes back.
+    pub fn connection_gone(&mut self, port: u16) {
+        for queue in self.partitions.iter_mut().map(|partition| &mut partition.queue) {
+            let back: Vec<u64> = queue.held.iter().filter(|(_, over)| **over == port).map(|(offset, _)| *offset).collect();
+            back.iter().for_each(|offset| {
+                queue.held.remove(offset);
+            });
+            queue.ready.extend(back);
+        }
+    }
+
     /// The values in a partition's log, in order.
     pub fn values(&self, index: usize) -> Vec<Vec<u8>> {
         let mut values = Vec::new();
@@ -349,7 +485,10 @@ pub mod network {
             machine.handle_timeout(self.now);
             while let Some(action) = machine.poll_action(self.now) {
                 match action {
-                    Action::Close { port } => drop(self.wires.remove(&port)),
+                    Action::Close { port } => {
+                        self.wires.remove(&port);
+                        broker.connection_gone(port);
+                    }
                     Action::Connect { port } if self.down => machine.disconnected(port, ConnectionError::Closed, self.now),
                     Action::Connect { port } => {
                         self.connects += 1;
@@ -376,6 +515,7 @@ pub mod network {
                 }
                 if self.random.one_in(self.drop_one_in) {
                     self.wires.remove(&port);
+                    broker.connection_gone(port);
                     machine.disconnected(port, ConnectionError::Closed, self.now);
                 }
             }
@@ -392,6 +532,7 @@ pub mod network {
 pub mod server {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
     use std::thread;
 
@@ -401,6 +542,7 @@ pub mod server {
         pub broker: Arc<Mutex<FakeBroker>>,
         pub port: u16,
         streams: Arc<Mutex<Vec<TcpStream>>>,
+        served: Arc<AtomicUsize>,
     }
 
     impl Server {
@@ -411,22 +553,38 @@ pub mod server {
             let named: Vec<u16> = std::iter::once(0).chain(ports[1..].iter().copied()).collect();
             let broker = Arc::new(Mutex::new(FakeBroker::new(&named, partition_count, 1)));
             let streams = Arc::new(Mutex::new(Vec::new()));
+            let served = Arc::new(AtomicUsize::new(0));
             for (listener, name) in listeners.into_iter().zip(named) {
-                let (broker, streams) = (Arc::clone(&broker), Arc::clone(&streams));
+                let (broker, streams, served) = (Arc::clone(&broker), Arc::clone(&streams), Arc::clone(&served));
                 thread::spawn(move || {
                     for stream in listener.incoming().flatten() {
                         stream.set_nodelay(true).unwrap();
                         streams.lock().unwrap().push(stream.try_clone().unwrap());
-                        let broker = Arc::clone(&broker);
-                        thread::spawn(move || serve(stream, name, &broker));
+                        let (broker, served) = (Arc::clone(&broker), Arc::clone(&served));
+                        served.fetch_add(1, Ordering::SeqCst);
+                        thread::spawn(move || {
+                            serve(stream, name, &broker);
+                            served.fetch_sub(1, Ordering::SeqCst);
+                        });
                     }
                 });
             }
-            Server { broker, port: ports[0], streams }
+            Server { broker, port: ports[0], streams, served }
         }
 
         pub fn address(&self) -> String {
             format!("127.0.0.1:{}", self.port)
+        }
+
+        /// Until no more than so many connections are served: what others have sent is dealt with.
+        pub fn wait_until_served(&self, at_most: usize) {
+            while self.served() > at_most {
+                thread::yield_now();
+            }
+        }
+
+        pub fn served(&self) -> usize {
+            self.served.load(Ordering::SeqCst)
         }
 
         /// Ends every connection where it is.

@@ -1,6 +1,7 @@
 //! A thin client for the Ringmain message broker.
 //!
-//! The protocol lives in state machines without sockets or clock ([`session`], [`producer`], [`consumer`]);
+//! The protocol lives in state machines without sockets or clock ([`session`], [`producer`], [`consumer`],
+//! [`queue`]);
 //! a transport joins them to the world: [`transport::blocking`] (the default, re-exported here),
 //! `transport::tokio` and `transport::monoio` behind features of those names.
 //!
@@ -28,12 +29,43 @@
 //! # }
 //! ```
 //!
+//! A queue hands messages out one by one, to be settled one by one ([`queue`]):
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use ringmain_client::{Client, Outgoing, ProducerConfig, QueueConsumerConfig};
+//! use ringmain_client::wire::control::Durability;
+//! use ringmain_client::wire::queue::{CreateQueue, QueueConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("127.0.0.1:7171")?;
+//! let config = QueueConfig { priorities: 10, delivery_limit: Some(5), ..QueueConfig::default() };
+//! let durability = Durability::Durable;
+//! client.create_queue(&CreateQueue { name: "kitchen".into(), topic: "".into(), partition_count: 1, durability, config })?;
+//!
+//! let mut producer = client.queue_producer("kitchen", ProducerConfig::default())?;
+//! producer.send(Outgoing::new(b"one espresso").priority(7).record())?;
+//! producer.send(Outgoing::new(b"one cake").delay(Duration::from_secs(60)).record())?;
+//! producer.flush()?;
+//!
+//! let mut consumer = client.queue_consumer("kitchen", QueueConsumerConfig { prefetch: 10, ..QueueConsumerConfig::default() })?;
+//! while let Some(message) = consumer.recv(Duration::from_secs(1))? {
+//!     match message.value() {
+//!         Some(_) => consumer.ack(&message),
+//!         None => consumer.reject(&message),
+//!     };
+//! }
+//! consumer.close()?; // what was acknowledged is durable now
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! **No duplicates, no reordering, no loss.** A producer repeats a batch whose answer was lost with the same
 //! sequence, and the broker recognises it, also after a restart. What can't be repeated safely ends the producer with
 //! an error that says so ([`error::ProducerEnd`]).
 //!
 //! **Every buffer has a bound**: records not acknowledged ([`ProducerConfig::buffer_bytes`]), replies fetched ahead
-//! ([`ConsumerConfig::fetch_ahead_bytes`]), one reply ([`session::SessionConfig::max_reply_bytes`]).
+//! ([`ConsumerConfig::fetch_ahead_bytes`]), messages not settled ([`QueueConsumerConfig::prefetch`]), one reply ([`session::SessionConfig::max_reply_bytes`]).
 
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
@@ -46,6 +78,7 @@ mod fake;
 pub mod group;
 pub mod links;
 pub mod producer;
+pub mod queue;
 pub mod session;
 pub mod transport;
 
@@ -55,7 +88,8 @@ pub use error::{BrokerError, CallError, ConnectionError, ConsumeError, DeliveryE
 pub use group::GroupConfig;
 pub use links::LinkConfig;
 pub use producer::{Delivery, ProducerConfig, Receipt, Record, Stored};
+pub use queue::{Confirmed, Message, Outgoing, QueueConsumerConfig, QueueError, RequestError, RequesterConfig};
 /// The bytes that this client and the broker agree on.
 pub use ringmain_wire as wire;
 #[cfg(feature = "blocking")]
-pub use transport::blocking::{Client, Consumer, GroupConsumeError, GroupConsumer, Producer};
+pub use transport::blocking::{Client, Consumer, GroupConsumeError, GroupConsumer, Producer, QueueConsumer, Replier, Requester};

@@ -13,8 +13,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use ringmain_wire::control::{MetadataReply, MetadataRequest, ProduceReply, ProducerGrant, read_open, write_open};
-use ringmain_wire::frame::{HEADER_BYTES, Identity};
+use ringmain_wire::frame::{HEADER_BYTES, Identity, flags};
 use ringmain_wire::murmur2::partition_for_key;
+use ringmain_wire::queue::QueueHeaders;
 use ringmain_wire::record::BATCH_PREFIX_BYTES;
 use ringmain_wire::{ErrorCode, Op, PartitionId, ProducerId, RecordBatchBuilder};
 
@@ -43,6 +44,8 @@ pub struct ProducerConfig {
     /// How long a batch is repeated, counted from its first record, before it is given up. An idempotent producer that
     /// gives up a batch it has sent ends, because the batch may be stored all the same. Default 120 s.
     pub delivery_timeout: Duration,
+    /// Whether a batch that finds a queue full is repeated until there is room, rather than refused at once. Default true.
+    pub waits_for_room: bool,
     /// How connections are made and kept; its back-off also paces repeats.
     pub links: LinkConfig,
 }
@@ -56,6 +59,7 @@ impl Default for ProducerConfig {
             idempotent: true,
             buffer_bytes: 32 << 20,
             delivery_timeout: Duration::from_secs(120),
+            waits_for_room: true,
             links: LinkConfig::default(),
         }
     }
@@ -208,6 +212,7 @@ struct Open {
     opened_at: Instant,
     first_number: u64,
     flush: bool,
+    flags: u8,
 }
 
 #[derive(Debug)]
@@ -215,6 +220,8 @@ struct Batch {
     builder: RecordBatchBuilder,
     opened_at: Instant,
     first_number: u64,
+    /// Of its frame.
+    flags: u8,
     sequence: Option<i32>,
     state: BatchState,
     /// Sent when everything before it in its partition was acknowledged.
@@ -311,8 +318,11 @@ impl ProducerMachine {
         let open = partition.open.get_or_insert_with(|| {
             look_at = look_at.or(Some(now + self.config.linger));
             let builder = self.spare.pop().unwrap_or_default();
-            Open { builder, opened_at: now, first_number: number, flush: false }
+            Open { builder, opened_at: now, first_number: number, flush: false, flags: 0 }
         });
+        if !record.headers.is_empty() && QueueHeaders::read(record.headers) != QueueHeaders::default() {
+            open.flags |= flags::QUEUE_HEADERS;
+        }
         open.builder.push(record.timestamp_ms.unwrap_or(wall_ms), record.key, record.value, record.headers);
         if open.builder.frame_bytes() >= full_bytes {
             partition.close_open();
@@ -545,7 +555,7 @@ impl ProducerMachine {
                 self.end(ProducerEnd::SequenceLost { partition_index: index, error });
             }
             ErrorCode::StaleProducerEpoch => self.end(ProducerEnd::Superseded { error }),
-            code if code.is_retriable() => {
+            code if code.is_retriable() && (code != ErrorCode::QueueFull || self.config.waits_for_room) => {
                 batch.state = BatchState::Waiting;
                 batch.ambiguous |= !leaves_no_trace(code);
                 partition.rewind = true;
@@ -634,9 +644,9 @@ impl ProducerMachine {
 impl Partition {
     /// Makes the open batch the last closed one; whether there was one.
     fn close_open(&mut self) -> bool {
-        let Some(Open { builder, opened_at, first_number, .. }) = self.open.take() else { return false };
+        let Some(Open { builder, opened_at, first_number, flags, .. }) = self.open.take() else { return false };
         let (sequence, state) = (None, BatchState::Waiting);
-        self.batches.push_back(Batch { builder, opened_at, first_number, sequence, state, sent_first: false, ambiguous: false });
+        self.batches.push_back(Batch { builder, opened_at, first_number, flags, sequence, state, sent_first: false, ambiguous: false });
         true
     }
 
@@ -693,14 +703,20 @@ impl Partition {
         batch.state = BatchState::InFlight;
         batch.sent_first = sent_first;
         let identity = match grant {
-            None => Identity::plain(partition),
+            None => Identity { flags: batch.flags, ..Identity::plain(partition) },
             Some(grant) => {
                 let sequence = *batch.sequence.get_or_insert_with(|| {
                     let sequence = self.next_sequence;
                     self.next_sequence = sequence_after(sequence, batch.builder.record_count());
                     sequence
                 });
-                Identity { partition, producer_id: ProducerId(grant.producer_id), producer_epoch: grant.producer_epoch, sequence, flags: 0 }
+                Identity {
+                    partition,
+                    producer_id: ProducerId(grant.producer_id),
+                    producer_epoch: grant.producer_epoch,
+                    sequence,
+                    flags: batch.flags,
+                }
             }
         };
         (self.first_batch + at as u64, batch.builder.finish(identity))
@@ -823,6 +839,7 @@ fn leaves_no_trace(code: ErrorCode) -> bool {
             | InvalidBatch
             | Overloaded
             | DiskFull
+            | QueueFull
             | Unauthenticated
     )
 }

@@ -7,6 +7,7 @@
 mod consume;
 mod ping;
 mod produce;
+mod queue;
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -22,12 +23,14 @@ use rustix::net::sockopt::set_tcp_congestion;
 pub use consume::ConsumeLoad;
 pub use ping::ping;
 pub use produce::ProduceLoad;
+pub use queue::QueueLoad;
 
 use crate::broker::Meter;
 use crate::control::Control;
 use crate::histogram::{Recorder, Recording};
 use consume::Consumer;
 use produce::{Group, Producer};
+use queue::{QueueConsumer, Seen};
 
 /// Without any progress for so long the broker is taken for hung.
 const PATIENCE_NS: u64 = 30_000_000_000;
@@ -100,6 +103,8 @@ pub struct Load<'a> {
     pub produce: Vec<ProduceLoad>,
     /// The consumers.
     pub consume: Option<ConsumeLoad>,
+    /// Consumers of a queue over what is produced.
+    pub queue: Option<QueueLoad>,
     /// How long.
     pub length: Length,
     /// Broker's and own CPU time and memory.
@@ -231,6 +236,11 @@ struct Shared {
     window: Window,
     recorder: Recorder,
     faults: Faults,
+    /// Of a queue: what was delivered, how much was acknowledged, and how much may be published and not acknowledged.
+    seen: Seen,
+    acknowledged: u64,
+    backlog: u64,
+    longest_delay_ns: u64,
     /// Nothing new is asked for; what is under way may end.
     stopping: bool,
     last_progress_ns: u64,
@@ -265,6 +275,7 @@ struct Engine<'a> {
     groups: Vec<Group>,
     producers: Vec<Producer>,
     consumers: Vec<Consumer>,
+    queue_consumers: Vec<QueueConsumer>,
     /// Messages count when they are received, not when they are acknowledged.
     counts_received: bool,
     /// The consumers follow the producers and must receive all of it.
@@ -280,8 +291,8 @@ struct Engine<'a> {
 impl<'a> Engine<'a> {
     fn new(load: Load<'a>) -> Result<Engine<'a>> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let follows = load.consume.as_ref().is_some_and(|c| c.follows);
-        let counts_received = load.consume.is_some();
+        let follows = load.queue.is_some() || load.consume.as_ref().is_some_and(|c| c.follows);
+        let counts_received = load.consume.is_some() || load.queue.is_some();
         let recorder = Recorder::new(load.length.expected());
         let mut producers = Vec::new();
         let mut groups = Vec::new();
@@ -303,6 +314,16 @@ impl<'a> Engine<'a> {
                 consumers.push(Consumer::new(stream, token, &plan, assignment));
             }
         }
+        let (seen, backlog) = load.queue.as_ref().map_or((Seen::default(), u64::MAX), |plan| (Seen::new(plan), plan.backlog()));
+        let longest_delay_ns = load.queue.as_ref().map_or(0, |plan| plan.longest_delay_ms * 1_000_000);
+        let mut queue_consumers = Vec::new();
+        if let Some(plan) = load.queue {
+            for assignment in plan.assignments() {
+                let token = (producers.len() + consumers.len() + queue_consumers.len()) as u64;
+                let stream = connect(&load.door, assignment.port, &epoll, token)?;
+                queue_consumers.push(QueueConsumer::new(stream, token, &plan, assignment));
+            }
+        }
         let clock = Clock::new();
         let shared = Shared {
             clock,
@@ -311,6 +332,10 @@ impl<'a> Engine<'a> {
             window: Window::new(&load.length),
             recorder,
             faults: Faults::default(),
+            seen,
+            acknowledged: 0,
+            backlog,
+            longest_delay_ns,
             stopping: false,
             last_progress_ns: 0,
         };
@@ -322,6 +347,7 @@ impl<'a> Engine<'a> {
             groups,
             producers,
             consumers,
+            queue_consumers,
             counts_received,
             follows,
             meter: load.meter,
@@ -334,7 +360,8 @@ impl<'a> Engine<'a> {
     }
 
     fn run(&mut self) -> Result<()> {
-        let mut events: Vec<epoll::Event> = Vec::with_capacity(self.producers.len() + self.consumers.len() + 1);
+        let mut events: Vec<epoll::Event> =
+            Vec::with_capacity(self.producers.len() + self.consumers.len() + self.queue_consumers.len() + 1);
         let paced: Vec<usize> = (0..self.producers.len()).filter(|i| self.producers[*i].is_paced()).collect();
         self.edges(0);
         for producer in &mut self.producers {
@@ -342,6 +369,9 @@ impl<'a> Engine<'a> {
         }
         for consumer in &mut self.consumers {
             consumer.ask(&mut self.shared, 0)?;
+        }
+        for consumer in &mut self.queue_consumers {
+            consumer.ask(&self.shared)?;
         }
         loop {
             let now_ns = self.shared.clock.now_ns();
@@ -365,12 +395,26 @@ impl<'a> Engine<'a> {
                     }
                     let now_ns = self.shared.clock.now_ns();
                     producer.pump(group, &mut self.shared, now_ns)?;
-                } else {
-                    let consumer = &mut self.consumers[token - self.producers.len()];
+                } else if let Some(consumer) = self.consumers.get_mut(token - self.producers.len()) {
                     if readable {
                         consumer.receive(&mut self.shared)?;
                     } else {
                         consumer.flush(&self.shared)?;
+                    }
+                } else {
+                    let consumer = &mut self.queue_consumers[token - self.producers.len() - self.consumers.len()];
+                    let before = self.shared.acknowledged;
+                    if readable {
+                        consumer.receive(&mut self.shared)?;
+                    } else {
+                        consumer.flush(&self.shared)?;
+                    }
+                    if self.shared.acknowledged > before {
+                        // There is room in the backlog.
+                        let now_ns = self.shared.clock.now_ns();
+                        for producer in &mut self.producers {
+                            producer.pump(&mut self.groups[producer.group], &mut self.shared, now_ns)?;
+                        }
                     }
                 }
             }
@@ -455,10 +499,11 @@ impl<'a> Engine<'a> {
         if !self.follows {
             return Ok(true);
         }
-        let received: u64 = self.consumers.iter().map(Consumer::received).sum();
+        let received: u64 = self.consumers.iter().map(Consumer::received).sum::<u64>()
+            + self.queue_consumers.iter().map(QueueConsumer::acknowledged).sum::<u64>();
         let acknowledged: u64 = self.groups.iter().flat_map(|g| g.acknowledged.iter()).sum();
         let drained_ns = *self.drained_ns.get_or_insert(now_ns);
-        if received < acknowledged && now_ns - drained_ns > LAST_MESSAGES_NS {
+        if received < acknowledged && now_ns - drained_ns > LAST_MESSAGES_NS + self.shared.longest_delay_ns {
             self.shared.faults.note(|| format!("{acknowledged} messages were acknowledged and {received} received"));
             return Ok(true);
         }

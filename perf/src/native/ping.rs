@@ -60,6 +60,7 @@ pub fn ping(
             partition: target.number,
             count: 1,
             timestamp_ms: clock.unix_ms(sent_ns),
+            clock_start_ms: clock.start_ms,
             sequence_word: sequence_word(0, sent),
         };
         let (range, payload_bytes) = buffer.stamp(0, stamp, Times::Absent, &mut keys);

@@ -50,6 +50,8 @@ pub(super) struct Group {
     /// Messages not sent yet (closed loop).
     budget: u64,
     in_flight: u64,
+    /// Sent in the whole run.
+    published: u64,
     pool: Pool,
     /// By partition.
     pub(super) acknowledged: Vec<u64>,
@@ -86,6 +88,7 @@ impl Group {
             recorded,
             budget,
             in_flight: 0,
+            published: 0,
             pool,
             acknowledged,
             acknowledged_bytes: 0,
@@ -286,6 +289,7 @@ impl Producer {
                     partition: lane.number,
                     count,
                     timestamp_ms: shared.clock.unix_ms(now_ns),
+                    clock_start_ms: shared.clock.start_ms,
                     sequence_word: sequence_word(self.writer, lane.sent),
                 };
                 let buffer = buffer.get_or_insert_with(|| group.pool.take(&group.plan.shape));
@@ -295,6 +299,7 @@ impl Producer {
                 lane.sent += u64::from(count);
                 self.scheduled += u64::from(count);
                 group.in_flight += u64::from(count);
+                group.published += u64::from(count);
                 match self.pieces.last_mut() {
                     Some(last) if last.end == piece.start => last.end = piece.end,
                     _ => self.pieces.push(piece),
@@ -309,7 +314,9 @@ impl Producer {
     fn take(&mut self, group: &mut Group, shared: &Shared, now_ns: u64) -> Result<u32, u64> {
         let batch = u64::from(group.plan.shape.batch);
         let Some(schedule) = &self.schedule else {
-            let count = if shared.stopping { 0 } else { batch.min(group.budget) };
+            // Of a queue, what its consumers are behind.
+            let open = group.published.saturating_sub(shared.acknowledged);
+            let count = if shared.stopping || open + batch > shared.backlog { 0 } else { batch.min(group.budget) };
             if count == 0 {
                 return Err(u64::MAX);
             }

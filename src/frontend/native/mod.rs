@@ -60,6 +60,10 @@ pub struct NativeSession {
     free: Vec<u32>,
     /// Some request wanted batches made anew, or messages of a queue.
     makes_answers: bool,
+    /// Receives handed out and not answered.
+    receives: usize,
+    /// There were any.
+    has_received: bool,
 }
 
 /// What a reply needs to know of its request.
@@ -75,13 +79,24 @@ struct Pending {
 impl NativeSession {
     /// A connection that hasn't said hello.
     pub fn new(config: NativeConfig) -> NativeSession {
-        NativeSession { config, established: false, pending: Vec::new(), free: Vec::new(), makes_answers: false }
+        NativeSession {
+            config,
+            established: false,
+            pending: Vec::new(),
+            free: Vec::new(),
+            makes_answers: false,
+            receives: 0,
+            has_received: false,
+        }
     }
 
     fn begin(&mut self, envelope: &Envelope, body: &[u8]) -> u64 {
         let is_fetch = envelope.op == Op::Fetch as u16;
         let transcodes = is_fetch && FetchRequest::read(body).is_ok_and(|fetch| fetch.flags & control::TRANSCODE != 0);
-        self.makes_answers |= transcodes || envelope.op == Op::QueueReceive as u16;
+        let is_receive = envelope.op == Op::QueueReceive as u16;
+        self.receives += usize::from(is_receive);
+        self.has_received |= is_receive;
+        self.makes_answers |= transcodes || is_receive;
         let pending = Pending { correlation: envelope.correlation, op: envelope.op, waiting: true, transcodes };
         if let Some(id) = self.free.pop() {
             self.pending[id as usize] = pending;
@@ -166,6 +181,7 @@ impl Session for NativeSession {
         assert!(pending.waiting, "request {id} answered twice");
         pending.waiting = false;
         let Pending { correlation, op, transcodes, .. } = *pending;
+        self.receives -= usize::from(op == Op::QueueReceive as u16);
         if let Reply::Fetched { head, data: FetchData::Owned(bytes) } = &mut reply
             && (transcodes || !head.aborted.is_empty())
         {
@@ -188,6 +204,14 @@ impl Session for NativeSession {
 
     fn in_flight(&self) -> usize {
         self.pending.len() - self.free.len()
+    }
+
+    fn idle_in_flight(&self) -> usize {
+        self.receives
+    }
+
+    fn holds_messages(&self) -> bool {
+        self.has_received
     }
 
     fn max_in_flight(&self) -> usize {

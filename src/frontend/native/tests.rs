@@ -507,6 +507,23 @@ fn receive_keeps_to_its_bounds() {
 }
 
 #[test]
+fn receives_are_worth_nothing_to_a_peer_that_has_gone() {
+    let mut session = established();
+    let mut out = Outbox::default();
+    assert!(!session.holds_messages());
+    let mut ids = Vec::new();
+    for (op, body) in [(Op::QueueReceive, queue_receive(1, 9).to_bytes().to_vec()), (Op::Produce, batch(1))] {
+        let bytes = request(op, 1, &body);
+        let Ok(Received::Request { id, .. }) = session.receive(&bytes, view!(), &mut out) else { panic!("{op:?}") };
+        ids.push(id);
+    }
+    assert_eq!((session.in_flight(), session.idle_in_flight()), (2, 1));
+    let received = Reply::Queue(Box::new(QueueReply::Received { partition: PartitionId(3), count: 0, bytes: Vec::new() }));
+    session.reply(ids[0], received, false, view!(), &mut out);
+    assert_eq!((session.in_flight(), session.idle_in_flight(), session.holds_messages()), (1, 0, true));
+}
+
+#[test]
 fn settlements_are_whole_and_not_too_many() {
     let whole = queue_settle(&[settlement(1, 1, Verb::Reject)]);
     for cut in [0, 15, 17, whole.len() - 1] {

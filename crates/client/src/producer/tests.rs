@@ -350,3 +350,37 @@ fn sequence_wraps_after_the_largest() {
     assert_eq!(sequence_after(i32::MAX - 1, 3), 1);
     assert!(sequence_is_before(i32::MAX, 0) && !sequence_is_before(0, i32::MAX) && !sequence_is_before(5, 5));
 }
+
+#[test]
+fn frames_say_when_queues_have_to_look_at_their_headers() {
+    use crate::queue::Outgoing;
+    use ringmain_wire::Frame;
+    let mut run = Run::new(ProducerConfig { batch_bytes: 1, ..small() }, &[0], 1, 1);
+    for message in [Outgoing::new(b"plain"), Outgoing::new(b"own").header(b"h", Some(b"x")), Outgoing::new(b"late").priority(3)] {
+        run.send(message.record()).unwrap();
+    }
+    run.run_until_done();
+    let frames = run.broker.partitions[0].frames.iter().map(|(_, bytes)| Frame::parse(bytes).unwrap().header.producer.flags);
+    assert_eq!(frames.collect::<Vec<_>>(), [0, 0, flags::QUEUE_HEADERS]);
+}
+
+#[test]
+fn full_queue_is_waited_for_or_told_at_once() {
+    for waits_for_room in [true, false] {
+        let mut run = Run::new(ProducerConfig { waits_for_room, ..small() }, &[0], 1, 1);
+        run.broker.is_full = true;
+        run.send(Record { value: Some(b"1"), ..Record::default() }).unwrap();
+        run.machine.begin_flush();
+        for _ in 0..100 {
+            run.step();
+        }
+        run.broker.is_full = false;
+        let told = run.deliveries.iter().filter(|delivery| {
+            matches!(&delivery.result, Err(DeliveryError::Refused { error, maybe_stored: false }) if error.code == ErrorCode::QueueFull)
+        });
+        assert_eq!(told.count(), usize::from(!waits_for_room));
+        run.send(Record { value: Some(b"2"), ..Record::default() }).unwrap();
+        run.run_until_done();
+        run.check();
+    }
+}

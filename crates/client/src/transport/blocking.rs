@@ -237,8 +237,10 @@ impl Client {
 
 pub use super::OpenConsumerError;
 pub use group::{GroupConsumeError, GroupConsumer};
+pub use queue::{QueueConsumer, Replier, Requester};
 
 mod group;
+mod queue;
 
 /// One connection of a [`Client`]: requests go out one at a time.
 struct Line {

@@ -13,6 +13,9 @@ use crate::error::{CallError, ConsumeError};
 #[cfg(any(feature = "tokio", feature = "monoio"))]
 #[macro_use]
 mod calls;
+#[cfg(any(feature = "blocking", feature = "tokio", feature = "monoio"))]
+#[macro_use]
+mod queues;
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
@@ -58,7 +61,7 @@ impl From<CallError> for OpenConsumerError {
 
 /// Milliseconds since the Unix epoch.
 #[cfg(any(feature = "blocking", feature = "tokio", feature = "monoio"))]
-fn wall_ms() -> i64 {
+pub(crate) fn wall_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -21,6 +21,7 @@ use ringmain_wire::control::{
 };
 use ringmain_wire::{Op, PartitionId};
 
+pub use self::queue::{QueueConsumer, Replier, Requester};
 pub use super::OpenConsumerError;
 use super::wall_ms;
 use crate::admin::{self, Call, ClientConfig, DeleteTopic, DescribeTopic, InitProducer};
@@ -610,5 +611,6 @@ impl Drop for Consumer {
 const CALL_READ_BYTES: usize = 16 << 10;
 const READ_BYTES: usize = 256 << 10;
 
+mod queue;
 #[cfg(test)]
 mod tests;

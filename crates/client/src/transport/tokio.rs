@@ -20,6 +20,7 @@ use ringmain_wire::control::{
     StatsReply, StatsRequest, TopicDescription, TopicInfo,
 };
 
+pub use self::queue::{QueueConsumer, Replier, Requester};
 pub use super::OpenConsumerError;
 use super::{Access, READ_BYTES_PER_TURN, wall_ms};
 use crate::admin::{self, Call, ClientConfig, DeleteTopic, DescribeTopic, InitProducer};
@@ -656,5 +657,6 @@ const SCRATCH_BYTES: usize = 64 << 10;
 /// Rounds a producer's task takes before it lets others run.
 const TURNS_PER_POLL: usize = 16;
 
+mod queue;
 #[cfg(test)]
 mod tests;

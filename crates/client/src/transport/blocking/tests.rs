@@ -4,6 +4,7 @@ use super::*;
 use crate::consumer::StartFrom;
 use crate::fake::server::Server;
 use crate::links::LinkConfig;
+use crate::queue::{Message, QueueConsumerConfig};
 
 fn drain(consumer: &mut Consumer, records: usize) -> Vec<Vec<u64>> {
     let mut read = vec![Vec::new(); 8];
@@ -130,4 +131,33 @@ fn nobody_there_and_somebody_else_there_are_typed_errors() {
     let links = LinkConfig::default();
     let other = Client::connect_with(ClientConfig { address, connect_timeout: Duration::from_secs(1), links });
     assert!(matches!(other, Err(CallError::Connection(ConnectionError::Session(_)))), "{other:?}");
+}
+
+#[test]
+fn queue_is_received_and_settled_over_real_sockets() {
+    let server = Server::start(3, 4);
+    server.broker.lock().unwrap().partitions.iter_mut().for_each(|partition| partition.queue.ready = (0..1_000).collect());
+    let client = Client::connect(&server.address()).unwrap();
+    let config = QueueConsumerConfig { prefetch: 200, max_wait: Duration::from_millis(20), ..QueueConsumerConfig::default() };
+    let mut consumer = client.queue_consumer("q", config).unwrap();
+    let mut acked = 0;
+    while acked < 4_000 {
+        let message = consumer.recv(Duration::from_secs(10)).unwrap().expect("a message");
+        assert_eq!(message.value(), Some(message.offset().to_string().as_bytes()));
+        acked += u64::from(consumer.ack(&message));
+    }
+    assert_eq!(consumer.close().unwrap().settled, 4_000);
+
+    server.wait_until_served(1);
+    server.broker.lock().unwrap().partitions[1].queue.ready = (2_000..2_010).collect();
+    let mut pulling = client.queue_consumer("q", QueueConsumerConfig { prefetch: 0, ..QueueConsumerConfig::default() }).unwrap();
+    assert_eq!(client.peek_queue("q", 2, 0, 10).unwrap(), []);
+    let taken = pulling.get(4, Duration::from_secs(5)).unwrap();
+    assert_eq!(taken.iter().map(Message::offset).collect::<Vec<_>>(), [2_000, 2_001, 2_002, 2_003]);
+    pulling.ack_up_to(&taken[2]);
+    pulling.nack(&taken[3], Duration::ZERO);
+    assert_eq!(pulling.flush().unwrap().settled, 4);
+    assert_eq!(client.purge_queue("q").unwrap(), 7);
+    assert!(pulling.get(4, Duration::from_millis(30)).unwrap().is_empty());
+    assert!(matches!(client.queue_map("other"), Err(CallError::UnknownQueue { .. })));
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::consumer::StartFrom;
 use crate::fake::server::Server;
+use crate::queue::{Message, QueueConsumerConfig};
 
 fn run(test: impl Future<Output = ()>) {
     ::monoio::RuntimeBuilder::<::monoio::FusionDriver>::new().enable_timer().build().unwrap().block_on(test);
@@ -85,5 +86,38 @@ fn idle_consumer_and_producer_use_no_processor_time() {
         assert!(consumer.poll(Duration::from_millis(300)).await.unwrap().is_none());
         let turns = (producer.hub.turns.get() - turns.0, consumer.hub.turns.get() - turns.1);
         assert!(turns.0 <= 2 && turns.1 <= 5, "{turns:?} turns while idle");
+    });
+}
+
+#[test]
+fn queue_is_received_and_settled_over_real_sockets() {
+    run(async {
+        let server = Server::start(3, 4);
+        server.broker.lock().unwrap().partitions.iter_mut().for_each(|partition| partition.queue.ready = (0..1_000).collect());
+        let client = Client::connect(&server.address()).await.unwrap();
+        let config = QueueConsumerConfig { prefetch: 200, max_wait: Duration::from_millis(20), ..QueueConsumerConfig::default() };
+        let mut consumer = client.queue_consumer("q", config).await.unwrap();
+        let mut acked = 0;
+        while acked < 4_000 {
+            let message = consumer.recv(Duration::from_secs(10)).await.unwrap().expect("a message");
+            assert_eq!(message.value(), Some(message.offset().to_string().as_bytes()));
+            acked += u64::from(consumer.ack(&message));
+        }
+        assert_eq!(consumer.close().await.unwrap().settled, 4_000);
+
+        while server.served() > 1 {
+            ::monoio::time::sleep(Duration::from_millis(1)).await;
+        }
+        server.broker.lock().unwrap().partitions[1].queue.ready = (2_000..2_010).collect();
+        let mut pulling = client.queue_consumer("q", QueueConsumerConfig { prefetch: 0, ..QueueConsumerConfig::default() }).await.unwrap();
+        assert_eq!(client.peek_queue("q", 2, 0, 10).await.unwrap(), []);
+        let taken = pulling.get(4, Duration::from_secs(5)).await.unwrap();
+        assert_eq!(taken.iter().map(Message::offset).collect::<Vec<_>>(), [2_000, 2_001, 2_002, 2_003]);
+        pulling.ack_up_to(&taken[2]);
+        pulling.nack(&taken[3], Duration::ZERO);
+        assert_eq!(pulling.flush().await.unwrap().settled, 4);
+        assert_eq!(client.purge_queue("q").await.unwrap(), 7);
+        assert!(pulling.get(4, Duration::from_millis(30)).await.unwrap().is_empty());
+        assert!(matches!(client.queue_map("other").await, Err(CallError::UnknownQueue { .. })));
     });
 }
