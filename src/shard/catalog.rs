@@ -108,7 +108,7 @@ pub enum CatalogChange {
     /// A queue is new or has new settings.
     QueuePut {
         /// It.
-        queue: QueuePiece,
+        queue: Box<QueuePiece>,
         /// Of its topic, in order of index.
         partitions: Vec<PartitionPlace>,
     },

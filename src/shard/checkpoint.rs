@@ -123,11 +123,9 @@ fn numbers(source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
         return (Vec::new(), Cursor::Partitions { from: PartitionId(0) });
     };
     let (next_topic, next_partition) = catalog.next_numbers();
-    let next_queue = catalog.queues().next_number();
-    let mut records = vec![
-        StateRecord::CatalogNumbers { next_topic, next_partition, next_queue },
-        StateRecord::ProducerIds { end: source.producer_ids_end },
-    ];
+    let mut records =
+        vec![StateRecord::CatalogNumbers { next_topic, next_partition }, StateRecord::ProducerIds { end: source.producer_ids_end }];
+    records.push(StateRecord::QueueNumbers { next_queue: catalog.queues().next_number() });
     if !catalog.slots().is_empty() {
         let shards = catalog.slots().iter().map(|shard| shard.0).collect();
         records.push(StateRecord::Catalog(CatalogChange::SlotsPlaced { shards }));

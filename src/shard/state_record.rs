@@ -50,8 +50,6 @@ pub enum StateRecord {
         next_topic: u32,
         /// Partition numbers below are used.
         next_partition: u32,
-        /// Queue numbers below are used.
-        next_queue: u32,
     },
     /// Checkpoint, shard 0: topics or parts of them.
     Topics(Vec<TopicPiece>),
@@ -141,45 +139,62 @@ pub enum StateRecord {
     },
     /// Checkpoint, shard 0: queues.
     Queues(Vec<QueuePiece>),
-    /// A queue in one partition as it is, but for what follows in [`StateRecord::QueueParts`].
+    /// A queue in one partition as it is, but for what follows in [`QueuePartsPiece`]s.
     QueueHead(Box<QueueHeadPiece>),
     /// Checkpoint: some of what a queue remembers one by one.
-    QueueParts {
-        /// Which.
-        queue: u32,
-        /// Where.
-        partition: u32,
-        /// Settled messages above the floor: start, end.
-        settled: Vec<(u64, u64)>,
-        /// Messages that came back.
-        returned: Vec<ReturnedPiece>,
-    },
-    /// What became of messages of a queue. Ranges: start, end.
-    QueueSettled {
-        /// Which.
-        queue: u32,
-        /// Where.
-        partition: u32,
-        /// Acknowledged, or purged.
-        acked: Vec<(u64, u64)>,
-        /// Stored in another topic.
-        dead: Vec<(u64, u64)>,
-        /// Gone.
-        dropped: Vec<(u64, u64)>,
-        /// Came back.
-        returned: Vec<ReturnedPiece>,
-    },
+    QueueParts(Box<QueuePartsPiece>),
+    /// What became of messages of a queue.
+    QueueSettled(Box<QueueSettledPiece>),
     /// Messages of a queue up to a place may be delivered from now on.
-    QueueMark {
-        /// Which.
-        queue: u32,
-        /// Where.
-        partition: u32,
-        /// Below it.
-        mark: u64,
-        /// Marks at which crashes found the queue, and how many.
-        crashes: Vec<(u64, u16)>,
+    QueueMark(Box<QueueMarkPiece>),
+    /// Checkpoint, shard 0: numbers of queues used so far.
+    QueueNumbers {
+        /// Numbers below are used.
+        next_queue: u32,
     },
+}
+
+/// Some of what a queue remembers one by one.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct QueuePartsPiece {
+    /// Which.
+    pub queue: u32,
+    /// Where.
+    pub partition: u32,
+    /// Settled messages above the floor: start, end.
+    pub settled: Vec<(u64, u64)>,
+    /// Messages that came back.
+    pub returned: Vec<ReturnedPiece>,
+}
+
+/// What became of messages of a queue. Ranges: start, end.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct QueueSettledPiece {
+    /// Which.
+    pub queue: u32,
+    /// Where.
+    pub partition: u32,
+    /// Acknowledged, or purged.
+    pub acked: Vec<(u64, u64)>,
+    /// Stored in another topic.
+    pub dead: Vec<(u64, u64)>,
+    /// Gone.
+    pub dropped: Vec<(u64, u64)>,
+    /// Came back.
+    pub returned: Vec<ReturnedPiece>,
+}
+
+/// How far messages of a queue may have been delivered.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct QueueMarkPiece {
+    /// Which.
+    pub queue: u32,
+    /// Where.
+    pub partition: u32,
+    /// Below it.
+    pub mark: u64,
+    /// Marks at which crashes found the queue, and how many.
+    pub crashes: Vec<(u64, u16)>,
 }
 
 /// A queue in one partition.
@@ -193,9 +208,9 @@ pub struct QueueHeadPiece {
     pub begin: u64,
     /// Everything below is settled.
     pub floor: u64,
-    /// As in [`StateRecord::QueueMark`].
+    /// As in [`QueueMarkPiece`].
     pub mark: u64,
-    /// As in [`StateRecord::QueueMark`].
+    /// As in [`QueueMarkPiece`].
     pub crashes: Vec<(u64, u16)>,
     /// Messages acknowledged so far.
     pub acked: u64,

@@ -1556,7 +1556,7 @@ fn state_records_keep_their_bytes() {
         StateRecord::ProducerIds { end: 1_000 },
         StateRecord::LogStart { partition: 1, offset: 10 },
         StateRecord::ConsumerOffset { partition: 1, offset: offset() },
-        StateRecord::CatalogNumbers { next_topic: 2, next_partition: 3, next_queue: 4 },
+        StateRecord::CatalogNumbers { next_topic: 2, next_partition: 3 },
         StateRecord::Topics(vec![state_record::TopicPiece {
             topic: 1,
             name: "orders".into(),
@@ -1606,15 +1606,54 @@ fn state_records_keep_their_bytes() {
             transactions: vec![state_record::AbortedPiece { producer_id: 3, first_offset: 1, last_offset: 5, stable: 6 }],
         },
     ];
+    assert_eq!(layout_of(&records), STATE_RECORDS_V1, "the layout has changed: it needs a new version");
+    let (queue, partition) = (1, 2);
+    let returned = || vec![state_record::ReturnedPiece { offset: 5, deliveries: 2, due_ms: 7 }];
+    let piece =
+        || queue::catalog::QueuePiece { queue, name: "work".into(), topic: 1, config: ringmain_wire::queue::QueueConfig::default() };
+    let records = [
+        StateRecord::Catalog(CatalogChange::QueuePut { queue: Box::new(piece()), partitions: vec![place(1)] }),
+        StateRecord::Catalog(CatalogChange::QueueDeleted { queue }),
+        StateRecord::Queues(vec![piece()]),
+        StateRecord::QueueNumbers { next_queue: 4 },
+        StateRecord::QueueHead(Box::new(state_record::QueueHeadPiece {
+            queue,
+            partition,
+            begin: 1,
+            floor: 3,
+            mark: 9,
+            crashes: vec![(8, 1)],
+            acked: 2,
+            dead: 1,
+            dropped: 4,
+            void: 5,
+        })),
+        StateRecord::QueueParts(Box::new(state_record::QueuePartsPiece { queue, partition, settled: vec![(5, 7)], returned: returned() })),
+        StateRecord::QueueSettled(Box::new(state_record::QueueSettledPiece {
+            queue,
+            partition,
+            acked: vec![(1, 2)],
+            dead: vec![(2, 3)],
+            dropped: vec![(3, 4)],
+            returned: returned(),
+        })),
+        StateRecord::QueueMark(Box::new(state_record::QueueMarkPiece { queue, partition, mark: 9, crashes: vec![(8, 1)] })),
+    ];
+    assert_eq!(layout_of(&records), QUEUE_RECORDS_V1, "the layout has changed: it needs a new version");
+}
+
+fn layout_of(records: &[StateRecord]) -> (usize, u32) {
     let mut all = Vec::new();
-    for record in &records {
+    for record in records {
         let bytes = record.to_bytes();
         assert_eq!(StateRecord::read(&bytes).as_ref(), Ok(record));
         all.extend_from_slice(&bytes);
     }
-    assert_eq!((all.len(), crc32c::crc32c(&all)), STATE_RECORDS_V1, "the layout has changed: it needs a new version");
+    (all.len(), crc32c::crc32c(&all))
 }
 
+/// The same of records about queues.
+const QUEUE_RECORDS_V1: (usize, u32) = (966, 1_353_097_280);
 /// Length and CRC32C of the records above, one after the other.
 const STATE_RECORDS_V1: (usize, u32) = (2_113, 1_201_410_856);
 

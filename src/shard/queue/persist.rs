@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use ringmain_wire::PartitionId;
 
-use super::super::state_record::{QueueHeadPiece, ReturnedPiece, StateRecord};
+use super::super::state_record::{QueueHeadPiece, QueueMarkPiece, QueuePartsPiece, QueueSettledPiece, ReturnedPiece, StateRecord};
 use super::QueueTable;
 use super::cursor::{Cursor, End, Returned, Saved, Tally, Unlogged};
 use super::ranges::Settled;
@@ -54,7 +54,12 @@ pub fn next_pieces(table: &QueueTable, place: &CursorPlace, bytes: usize) -> (Ve
                 match settled.last().map(|(start, _)| *start) {
                     Some(last) => {
                         written += settled.len() * ENTRY_BYTES;
-                        records.push(StateRecord::QueueParts { queue, partition, settled, returned: Vec::new() });
+                        records.push(StateRecord::QueueParts(Box::new(QueuePartsPiece {
+                            queue,
+                            partition,
+                            settled,
+                            returned: Vec::new(),
+                        })));
                         Part::Settled { from: last + 1 }
                     }
                     None => Part::Returned { from: 0 },
@@ -65,7 +70,12 @@ pub fn next_pieces(table: &QueueTable, place: &CursorPlace, bytes: usize) -> (Ve
                 match returned.last().map(|last| last.offset) {
                     Some(last) => {
                         written += returned.len() * ENTRY_BYTES;
-                        records.push(StateRecord::QueueParts { queue, partition, settled: Vec::new(), returned });
+                        records.push(StateRecord::QueueParts(Box::new(QueuePartsPiece {
+                            queue,
+                            partition,
+                            settled: Vec::new(),
+                            returned,
+                        })));
                         Part::Returned { from: last + 1 }
                     }
                     None => {
@@ -101,14 +111,14 @@ pub fn settled(key: (PartitionId, QueueId), unlogged: &Unlogged) -> Vec<StateRec
     let (queue, partition) = (key.1.0, key.0.0);
     let mut records = Vec::new();
     let mut push = |acked: &[(u64, u64)], dead: &[(u64, u64)], dropped: &[(u64, u64)], returned: &[Returned]| {
-        records.push(StateRecord::QueueSettled {
+        records.push(StateRecord::QueueSettled(Box::new(QueueSettledPiece {
             queue,
             partition,
             acked: acked.to_vec(),
             dead: dead.to_vec(),
             dropped: dropped.to_vec(),
             returned: returned.iter().map(piece).collect(),
-        });
+        })));
     };
     let total = unlogged.acked.len() + unlogged.dead.len() + unlogged.dropped.len() + unlogged.returned.len();
     if total == 0 {
@@ -150,14 +160,16 @@ impl SavedCursors {
                 let saved = Saved { begin, tally, settled: Settled::below(floor), mark, crashes, ..Saved::default() };
                 self.cursors.insert((partition, queue), saved);
             }
-            StateRecord::QueueParts { queue, partition, settled, returned } => {
+            StateRecord::QueueParts(piece) => {
+                let QueuePartsPiece { queue, partition, settled, returned } = *piece;
                 let saved = self.cursors.entry((partition, queue)).or_default();
                 for (start, end) in settled {
                     saved.settled.insert(start, end);
                 }
                 saved.history.extend(returned.into_iter().map(|it| (it.offset, (it.deliveries, it.due_ms))));
             }
-            StateRecord::QueueSettled { queue, partition, acked, dead, dropped, returned } => {
+            StateRecord::QueueSettled(piece) => {
+                let QueueSettledPiece { queue, partition, acked, dead, dropped, returned } = *piece;
                 let saved = self.cursors.entry((partition, queue)).or_default();
                 for (ranges, end) in [(acked, End::Acked), (dead, End::Dead), (dropped, End::Dropped)] {
                     ranges.into_iter().for_each(|(start, until)| saved.end(start, until, end));
@@ -168,7 +180,8 @@ impl SavedCursors {
                     }
                 }
             }
-            StateRecord::QueueMark { queue, partition, mark, crashes } => {
+            StateRecord::QueueMark(piece) => {
+                let QueueMarkPiece { queue, partition, mark, crashes } = *piece;
                 let saved = self.cursors.entry((partition, queue)).or_default();
                 (saved.mark, saved.crashes) = (mark, crashes);
             }

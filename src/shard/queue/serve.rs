@@ -19,7 +19,7 @@ use crate::request::queue::{Forward, QueueId, QueueReply, QueueRequest, Receive,
 use crate::request::{Extent, Failure, Now, Origin, Reply, Request};
 use crate::shard::catalog::{Catalog, CatalogChange};
 use crate::shard::read::ReadFor;
-use crate::shard::state_record::StateRecord;
+use crate::shard::state_record::{QueueMarkPiece, StateRecord};
 use crate::shard::transaction::Asked;
 use crate::shard::{Busy, DEFERRED_MAX, Deferred, Shard};
 
@@ -124,7 +124,7 @@ impl Shard {
     fn put_queue(&mut self, origin: Origin, decided: Result<QueuePiece, Failure>, now: Now) -> Result<(), Busy> {
         let decided = decided.map(|queue| {
             let partitions = self.catalog.topic_by_id(TopicId(queue.topic)).map(|topic| topic.partitions.clone()).unwrap_or_default();
-            CatalogChange::QueuePut { queue, partitions }
+            CatalogChange::QueuePut { queue: Box::new(queue), partitions }
         });
         self.change_catalog(origin, decided, now)
     }
@@ -479,7 +479,8 @@ impl Shard {
             return true;
         }
         let Some((mark, crashes)) = slot.cursor.mark_due(slot.cursor.next()) else { return true };
-        let record = StateRecord::QueueMark { queue: slot.queue.0, partition: slot.partition.0, mark, crashes };
+        let piece = QueueMarkPiece { queue: slot.queue.0, partition: slot.partition.0, mark, crashes };
+        let record = StateRecord::QueueMark(Box::new(piece));
         let logged = Logged {
             index,
             generation: slot.generation,
