@@ -358,7 +358,8 @@ impl QueueConsumerMachine {
 
     fn pending_is_due(&self, partition: &Partition, now: Instant) -> bool {
         let is_old = || partition.pending_since.is_some_and(|since| since + self.config.settle_linger <= now);
-        let wants = partition.pending_messages > 0 && (self.is_flushing || partition.pending.len() >= self.config.settle_batch || is_old());
+        let wants = partition.pending_messages > 0
+            && (self.is_flushing || partition.pending_messages >= self.config.settle_batch as u64 || is_old());
         (wants || !partition.again.is_empty()) && partition.retry_at.is_none_or(|at| at <= now)
     }
 
