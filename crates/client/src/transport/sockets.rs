@@ -35,6 +35,8 @@ struct Socket {
     // Readiness comes once per change, so it is remembered until a call would block.
     readable: bool,
     writable: bool,
+    /// The other side has ended it, which is said once: read up to there, whatever comes before.
+    is_ended: bool,
     /// The last write took as much as a session gives at once: there may be more.
     more: bool,
 }
@@ -101,7 +103,8 @@ impl Sockets {
         }
         for event in &self.events {
             if let Some(socket) = u16::try_from(event.token().0).ok().and_then(|port| self.sockets.get_mut(&port)) {
-                socket.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+                socket.is_ended |= event.is_read_closed() || event.is_error();
+                socket.readable |= event.is_readable() || socket.is_ended;
                 socket.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
             }
         }
@@ -151,8 +154,17 @@ impl Sockets {
         let mut stream = TcpStream::connect(address)?;
         self.poll.registry().register(&mut stream, Token(usize::from(port)), Interest::READABLE | Interest::WRITABLE)?;
         let connecting_until = Some(now + self.connect_timeout);
-        let socket =
-            Socket { stream, address, connecting_until, out: Vec::new(), out_at: 0, readable: false, writable: false, more: false };
+        let socket = Socket {
+            stream,
+            address,
+            connecting_until,
+            out: Vec::new(),
+            out_at: 0,
+            readable: false,
+            writable: false,
+            is_ended: false,
+            more: false,
+        };
         self.sockets.insert(port, socket);
         Ok(())
     }
@@ -225,7 +237,7 @@ impl Socket {
                 Ok(n) => {
                     read_bytes += n;
                     // Less than asked for: the socket is empty, and the next bytes will say so.
-                    self.readable = n == room;
+                    self.readable = n == room || self.is_ended;
                     access
                         .with(|machine| if A::DIRECT { machine.received(port, n, now) } else { machine.receive(port, &scratch[..n], now) });
                 }

@@ -161,3 +161,37 @@ fn queue_is_received_and_settled_over_real_sockets() {
     assert!(pulling.get(4, Duration::from_millis(30)).unwrap().is_empty());
     assert!(matches!(client.queue_map("other"), Err(CallError::UnknownQueue { .. })));
 }
+
+/// Data and end are told in one go; the end must not be forgotten over the data.
+#[test]
+fn end_that_comes_with_the_last_bytes_is_seen() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut sockets = Sockets::new(listener.local_addr().unwrap(), Duration::from_secs(5)).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert!(stream.read(&mut [0; 4096]).unwrap() > 0, "the hello");
+        stream.write_all(b"a reply cut").unwrap();
+    });
+    let topic = TopicMap {
+        topic: 1,
+        name: "t".into(),
+        partitions: vec![crate::links::Place { partition: 1, port: 0 }],
+        max_message_bytes: 1 << 20,
+    };
+    let mut machine = ConsumerMachine::new(ConsumerConfig::default(), topic).unwrap();
+    let mut access = &mut machine;
+    while !server.is_finished() {
+        assert!(access.connection_problem().is_none());
+        sockets.advance(&mut access);
+        if access.read_buffer(0).is_empty() {
+            sockets.wait_and_read(&mut access, Some(Instant::now() + Duration::from_millis(5))).unwrap();
+        } else {
+            sockets.advance(&mut access);
+            // Nothing is read before both are there.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    server.join().unwrap();
+    sockets.wait_and_read(&mut access, Some(Instant::now() + Duration::from_secs(5))).unwrap();
+    assert!(access.connection_problem().is_some());
+}
