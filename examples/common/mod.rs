@@ -73,19 +73,21 @@ fn serve(program: &Path, directory: &Path, address: SocketAddr) -> Result<Child>
     Err(format!("the broker didn't start: {said}").into())
 }
 
-/// The broker's program, beside this one; built if it isn't there.
+/// The broker's program, beside this one; under cargo it is built first, so that it is of the same source.
 pub fn program() -> Result<PathBuf> {
     let here = std::env::current_exe()?;
     let directory = here.parent().and_then(Path::parent).ok_or("this program has no place")?;
     let program = directory.join("ringmain");
-    if !program.is_file() {
-        println!("building the broker first …");
-        let profile = if directory.ends_with("debug") { "dev" } else { "release" };
-        let arguments = ["build", "--quiet", "--bin", "ringmain", "--profile", profile];
-        let status = Command::new("cargo").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).status()?;
-        if !status.success() || !program.is_file() {
-            return Err("build the broker first: cargo build --release".into());
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let profile = directory.file_name().filter(|name| *name != "debug").unwrap_or("dev".as_ref());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--bin", "ringmain", "--profile"]).arg(profile).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if !build.status()?.success() {
+            return Err("the broker doesn't build".into());
         }
+    }
+    if !program.is_file() {
+        return Err(format!("no broker at {}; build it with cargo build --release", program.display()).into());
     }
     Ok(program)
 }
