@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         cli::Command::Topic(arguments) => cli::topic::run(arguments, format),
         cli::Command::Produce(arguments) => cli::produce::run(&arguments, format),
         cli::Command::Consume(arguments) => cli::consume::run(&arguments, format),
+        cli::Command::Sink(arguments) => cli::sink::run(&arguments, format),
         cli::Command::Group(arguments) => cli::group::run(arguments, format),
         cli::Command::Bench(arguments) => cli::bench::run(arguments, format),
         cli::Command::Status(arguments) => cli::status::run(&arguments, format),

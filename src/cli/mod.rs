@@ -13,6 +13,7 @@ pub mod log;
 mod output;
 pub mod produce;
 pub mod serve;
+pub mod sink;
 pub mod status;
 mod timestamp;
 pub mod topic;
@@ -41,6 +42,8 @@ pub enum Command {
     Produce(produce::ProduceArguments),
     /// Print the messages of a topic
     Consume(consume::ConsumeArguments),
+    /// Carry a topic on to another system
+    Sink(sink::SinkArguments),
     /// List, describe, move and delete consumer groups
     Group(group::GroupArguments),
     /// Measure: without a mode a tour of about 30 s on a broker of its own

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Gets the clients of the field that tests/it/kafka drives, newest versions, from public package registries, into DIRECTORY
 # (default target/clients): kcat (Debian), confluent-kafka and kafka-python (PyPI), Kafka's own command-line tools (Maven
-# Central, with a JDK from Debian if there is none), and a program on the rdkafka crate (crates.io). What is there already is
-# not fetched again; the tests call this by themselves. Prints one line per client, and what went wrong for one that is missing.
+# Central, with a JDK from Debian if there is none), a program on the rdkafka crate (crates.io), and for the sink OpenSearch (Maven
+# Central; the last version that a JDK of Debian's stable release runs). What is there already is not fetched again; the tests call this by themselves. Prints one line per client, and what went wrong for one that is missing.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 into=${1:-${CARGO_TARGET_DIR:-$root/target}/clients}
 KAFKA=4.3.1
+SEARCH=2.19.1
 mkdir -p "$into"
 into=$(cd "$into" && pwd)
 exec 9>"$into/lock"
@@ -49,6 +50,22 @@ java_() {
     touch "$to/complete-$KAFKA"
 }
 
+# The engine and its door, without the tools around them. Its description doesn't name the logging that it can't do without.
+search_() {
+    { command -v java && command -v javac; } >/dev/null || debian default-jdk-headless || return
+    command -v python3 >/dev/null || debian python3 || return
+    local to=$into/search
+    if [ ! -e "$to/complete-$SEARCH" ]; then
+        rm -rf "$to" && mkdir -p "$to"
+        python3 "$here/maven.py" "$to" "org.opensearch:opensearch:$SEARCH" "org.opensearch.plugin:transport-netty4-client:$SEARCH" \
+            org.apache.logging.log4j:log4j-core:2.21.0 org.slf4j:slf4j-nop:1.7.36 || return
+    fi
+    if [ ! "$to/Search.class" -nt "$here/Search.java" ]; then
+        javac -d "$to" -cp "$to/*" "$here/Search.java" || return
+    fi
+    touch "$to/complete-$SEARCH"
+}
+
 rdkafka_() {
     [ -x "$into/rdkafka-check" ] && [ -z "$(find "$here/rdkafka" -newer "$into/rdkafka-check" -type f -print -quit)" ] && return
     command -v cargo >/dev/null || { [ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"; }
@@ -58,7 +75,7 @@ rdkafka_() {
 }
 
 failed=0
-for client in kcat python java rdkafka; do
+for client in kcat python java rdkafka search; do
     if said=$("${client}_" 2>&1); then
         echo "$client: ready"
     else

@@ -10,4 +10,5 @@ mod limits;
 mod native;
 mod roundtrip;
 mod simulation;
+mod sink;
 mod tidy;

@@ -271,8 +271,11 @@ fn commands_in_the_readme_exist() {
         // `--help` after a verb proves the verb; the flags of the line must be in that help.
         let words: Vec<&str> = command.split_whitespace().collect();
         let verbs: Vec<&str> = words.iter().copied().take_while(|word| word.chars().all(|c| c.is_ascii_lowercase())).take(2).collect();
-        let verbs =
-            if ["topic", "log", "config"].contains(verbs.first().unwrap_or(&"")) { &verbs[..] } else { &verbs[..verbs.len().min(1)] };
+        let verbs = if ["topic", "log", "config", "sink"].contains(verbs.first().unwrap_or(&"")) {
+            &verbs[..]
+        } else {
+            &verbs[..verbs.len().min(1)]
+        };
         let output = crate::harness::ringmain(&[verbs, &["--help"]].concat(), b"");
         let help = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "'ringmain {command}': {}", String::from_utf8_lossy(&output.stderr));

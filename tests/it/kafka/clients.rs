@@ -50,6 +50,14 @@ impl Clients {
         Command::new(self.directory.join("rdkafka-check"))
     }
 
+    /// The search engine of `tests/clients/Search.java`; its arguments are a directory and a port.
+    pub fn search(&self) -> Command {
+        let mut command = Command::new("java");
+        command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx384m", "-cp"]);
+        command.arg(format!("{0}/search/*:{0}/search", self.directory.display())).arg("Search");
+        command
+    }
+
     /// One of Kafka's command-line tools, or `Check`, the program of `tests/clients`.
     pub fn java(&self, class: &str) -> Command {
         let mut command = Command::new("java");
