@@ -38,6 +38,11 @@ pub fn clients() -> Option<&'static Clients> {
 }
 
 impl Clients {
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// A Python program of `tests/clients`.
     pub fn python(&self, program: &str) -> Command {
         let mut command = Command::new(self.directory.join("python/bin/python"));

@@ -2,6 +2,7 @@
 
 mod endpoint;
 mod engine;
+mod pipeline;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, Stdio};
