@@ -11,10 +11,10 @@
 //! its answer's form isn't known. Everything else gets an error code from the one table in `errors`.
 
 pub mod api;
-mod batch;
+pub mod batch;
 pub mod decode;
 mod errors;
-pub(super) mod records;
+pub mod records;
 #[cfg(test)]
 mod tests;
 mod topic_config;

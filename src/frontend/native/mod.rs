@@ -10,7 +10,9 @@ mod encode;
 mod group;
 #[cfg(test)]
 mod tests;
-mod transcode;
+pub mod transcode;
+
+use std::collections::VecDeque;
 
 use ringmain_wire::control::{
     self, ControlError, CreateTopic, FetchRequest, Hello, HelloReply, ListOffsets, MetadataRequest, StatsRequest,
@@ -25,8 +27,10 @@ use rkyv::Portable;
 use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
 
+use crate::frontend::kafka::records::first_since;
 use crate::frontend::{Outbox, ProtocolError, Received, Session, View};
 use crate::request::{Failure, Fetch, FetchData, Fetched, Reply, Request};
+use crate::router::letter::OwnedRequest;
 
 /// Largest request, envelope included, before the peer has said hello (DESIGN, invariant 13).
 pub const HELLO_LIMIT_BYTES: usize = 16 << 10;
@@ -59,6 +63,8 @@ pub struct NativeSession {
     free: Vec<u32>,
     /// Some request wanted that.
     transcodes: bool,
+    /// Batches to be looked into before a request is answered.
+    asks: VecDeque<(u64, OwnedRequest)>,
 }
 
 /// What a reply needs to know of its request.
@@ -69,19 +75,34 @@ struct Pending {
     waiting: bool,
     /// A fetch that wants batches of other protocols as native ones.
     transcodes: bool,
+    /// The request asks for the first record since this time: which partition, and the batch that has it, once that is known.
+    time: Option<TimeQuery>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct TimeQuery {
+    partition: PartitionId,
+    since_ms: i64,
+    found: Option<(Offset, i64)>,
 }
 
 impl NativeSession {
     /// A connection that hasn't said hello.
     pub fn new(config: NativeConfig) -> NativeSession {
-        NativeSession { config, established: false, pending: Vec::new(), free: Vec::new(), transcodes: false }
+        NativeSession { config, established: false, pending: Vec::new(), free: Vec::new(), transcodes: false, asks: VecDeque::new() }
     }
 
     fn begin(&mut self, envelope: &Envelope, body: &[u8]) -> u64 {
         let is_fetch = envelope.op == Op::Fetch as u16;
         let transcodes = is_fetch && FetchRequest::read(body).is_ok_and(|fetch| fetch.flags & control::TRANSCODE != 0);
         self.transcodes |= transcodes;
-        let pending = Pending { correlation: envelope.correlation, op: envelope.op, waiting: true, transcodes };
+        let list = if envelope.op == Op::ListOffsets as u16 { ListOffsets::read(body).ok() } else { None };
+        let time = list.filter(|list| list.timestamp_ms >= 0).map(|list| TimeQuery {
+            partition: PartitionId(list.partition),
+            since_ms: list.timestamp_ms,
+            found: None,
+        });
+        let pending = Pending { correlation: envelope.correlation, op: envelope.op, waiting: true, transcodes, time };
         if let Some(id) = self.free.pop() {
             self.pending[id as usize] = pending;
             return u64::from(id);
@@ -165,6 +186,16 @@ impl Session for NativeSession {
         assert!(pending.waiting, "request {id} answered twice");
         pending.waiting = false;
         let Pending { correlation, op, transcodes, .. } = *pending;
+        if let Some(query) = &mut pending.time {
+            match query.answer(reply) {
+                Ok(answer) => reply = answer,
+                Err(fetch) => {
+                    pending.waiting = true;
+                    self.asks.push_back((id, OwnedRequest::Fetch(fetch)));
+                    return;
+                }
+            }
+        }
         if let Reply::Fetched { head, data: FetchData::Owned(bytes) } = &mut reply
             && (transcodes || !head.aborted.is_empty())
         {
@@ -177,8 +208,12 @@ impl Session for NativeSession {
         encode::reply(op, correlation, reply, moved, out);
     }
 
+    fn poll_request(&mut self) -> Option<(u64, OwnedRequest)> {
+        self.asks.pop_front()
+    }
+
     fn reads_frames(&self, id: u64, head: &Fetched) -> bool {
-        self.pending.get(id as usize).is_some_and(|pending| pending.transcodes) || !head.aborted.is_empty()
+        self.pending.get(id as usize).is_some_and(|pending| pending.transcodes || pending.time.is_some()) || !head.aborted.is_empty()
     }
 
     fn makes_answers(&self) -> bool {
@@ -195,6 +230,27 @@ impl Session for NativeSession {
 
     fn is_established(&self) -> bool {
         self.established
+    }
+}
+
+impl TimeQuery {
+    /// The answer, or what has to be read before: a shard knows which batch it is, and of another protocol's batch no more.
+    fn answer(&mut self, reply: Reply) -> Result<Reply, Fetch> {
+        match (reply, self.found) {
+            (Reply::Offset { offset, timestamp_ms, found: true }, None) => {
+                self.found = Some((offset, timestamp_ms));
+                // The first batch comes whole, whatever the limit.
+                Err(Fetch { partition: self.partition, from: offset, min_bytes: 0, max_bytes: 1, max_wait_ms: 0, committed_only: true })
+            }
+            (Reply::Fetched { data: FetchData::Owned(bytes), .. }, Some((from, at_ms))) => {
+                let frames = frame::frames(&bytes).map_while(Result::ok).filter(|frame| frame.end_offset() > from);
+                // The batch itself is near enough where its records can't be read.
+                let exact = frames.map_while(|frame| first_since(&frame, from, self.since_ms).ok()).flatten().next();
+                let (offset, timestamp_ms) = exact.unwrap_or((from, at_ms));
+                Ok(Reply::Offset { offset, timestamp_ms, found: true })
+            }
+            (reply, _) => Ok(reply),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListO
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, ProduceRequest, ProduceResponse};
 use kafka_protocol::records::{Compression, Record, RecordBatchDecoder, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
-use ringmain_wire::control::NEWEST;
+use ringmain_wire::control::{Cleanup, NEWEST};
 use ringmain_wire::frame::{self, Identity};
 use ringmain_wire::record::HeadersBuilder;
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, RecordBatchBuilder, ShardId};
@@ -481,6 +481,42 @@ fn native_batch_is_read_as_a_kafka_batch() {
         [(40, 1_000, Some(&b"key"[..]), Some(&b"value"[..]), 1), (41, 999, None, None, 0), (42, 1_300, Some(&b""[..]), Some(&b""[..]), 0)]
     );
     assert_eq!(records::first_since(&frame, Offset(0), 1_001), Ok(Some((Offset(42), 1_300))));
+}
+
+/// In every codec, in topics of both kinds; others are never looked into.
+#[test]
+fn record_without_a_key_is_refused_where_records_are_told_by_their_keys() {
+    let mut records = records_of(4, None);
+    records.iter_mut().for_each(|record| record.key = Some(Bytes::from_static(b"k")));
+    let encode = |records: &[Record]| {
+        let mut bytes = bytes::BytesMut::new();
+        let options = RecordEncodeOptions { version: 2, compression: Compression::None };
+        RecordBatchEncoder::encode(&mut bytes, records.iter(), &options).unwrap();
+        bytes.to_vec()
+    };
+    let with_keys = encode(&records);
+    records[3].key = None;
+    let without = encode(&records);
+    let error = |cleanup: Cleanup, batch: Vec<u8>| {
+        let mut peer = Peer::new();
+        peer.create("t", 1, TopicConfig { cleanup, ..TopicConfig::default() });
+        let bytes = request_bytes(ApiKey::Produce, 9, 1, &produce(-1, &[("t", 0, batch)]));
+        match receive_all(&mut peer, &bytes)[..] {
+            [] => {
+                let response: ProduceResponse = peer.response(ApiKey::Produce, 9, 1);
+                response.responses[0].partition_responses[0].error_code
+            }
+            _ => 0,
+        }
+    };
+    for ((name, with), (_, without)) in compressed(&with_keys).into_iter().zip(compressed(&without)) {
+        for cleanup in [Cleanup::Compact, Cleanup::CompactAndDelete] {
+            assert_eq!((error(cleanup, with.clone()), error(cleanup, without.clone())), (0, 87), "{name}, {cleanup}");
+        }
+        assert_eq!(error(Cleanup::Delete, without), 0, "{name}");
+        let unreadable = patched(with.clone(), HEADER_BYTES, &[0xff; 9]);
+        assert_eq!((error(Cleanup::Compact, unreadable.clone()), error(Cleanup::Delete, unreadable)), (87, 0), "{name}");
+    }
 }
 
 #[test]
