@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Gets the clients of the field that tests/it/kafka drives, newest versions, from public package registries, into DIRECTORY
 # (default target/clients): kcat (Debian), confluent-kafka and kafka-python (PyPI), Kafka's own command-line tools (Maven
-# Central, with a JDK from Debian if there is none), a program on the rdkafka crate (crates.io); and for the sink OpenSearch
+# Central, with a JDK from Debian if there is none), a program on the rdkafka crate (crates.io), kafkajs (npm); and for the sink OpenSearch
 # (Maven Central; the last version for a JDK of Debian's stable release). What is there already is not fetched again; the tests
 # call this by themselves. Prints one line per client, and what went wrong for one that is missing.
 # Usage: install.sh [DIRECTORY [CLIENT ...]]   (default: all of these; rsyslog, a log shipper, only when it is named)
@@ -71,6 +71,14 @@ search_() {
     touch "$to/complete-$SEARCH"
 }
 
+# No binaries in it, and nothing that it needs.
+node_() {
+    [ -e "$into/node/complete" ] && return
+    { command -v node && command -v npm; } >/dev/null || debian nodejs npm || return
+    rm -rf "$into/node" && mkdir -p "$into/node" && cd "$into/node" &&
+        npm install --silent --no-audit --no-fund --no-package-lock --prefix . kafkajs && node -e 'require("kafkajs")' && touch complete
+}
+
 # A log shipper, for scripts/log-pipeline.sh: unpacked, not installed, because the package starts a daemon for the whole machine.
 rsyslog_() {
     local to=$into/rsyslog package libraries
@@ -98,7 +106,7 @@ rdkafka_() {
         cp "$into/rdkafka-build/release/rdkafka-check" "$into/rdkafka-check.new" && mv "$into/rdkafka-check.new" "$into/rdkafka-check"
 }
 
-[ $# -gt 1 ] || set -- "$into" kcat python java rdkafka search
+[ $# -gt 1 ] || set -- "$into" kcat python java rdkafka node search
 failed=0
 for client in "${@:2}"; do
     if said=$("${client}_" 2>&1); then

@@ -51,6 +51,13 @@ impl Clients {
         command
     }
 
+    /// The program `tests/clients/node.js`, for Node.
+    pub fn node(&self) -> Command {
+        let mut command = Command::new("node");
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/node.js")).arg(self.directory.join("node"));
+        command
+    }
+
     pub fn rdkafka(&self) -> Command {
         Command::new(self.directory.join("rdkafka-check"))
     }

@@ -41,6 +41,13 @@ scenarios! {
     java_admin: java("Check") "admin";
 }
 
+#[test]
+fn kafkajs_produces_consumes_shares_and_administers() {
+    let Some(clients) = clients() else { return };
+    let broker = broker("kafkajs");
+    run(clients.node().arg(broker.kafka()));
+}
+
 /// Everything through one published port, as out of a container, and through ports that were mapped.
 #[test]
 fn one_port_is_enough_for_every_client() {
