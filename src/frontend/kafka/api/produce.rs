@@ -7,7 +7,7 @@ use kafka_protocol::messages::produce_response::{PartitionProduceResponse, Topic
 use kafka_protocol::messages::{ProduceResponse, TopicName};
 use ringmain_wire::control::Cleanup;
 
-use super::{Call, Context, encode, place, text};
+use super::{Answer, Call, Context, encode, place, text};
 use crate::frontend::kafka::decode::{HEAP_MAX_BYTES, ProduceStep, ProduceWalk};
 use crate::frontend::kafka::errors::{self, Refused};
 use crate::frontend::kafka::{batch, records};
@@ -143,7 +143,7 @@ impl Call for Produce {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         if self.acks == 0 {
             let failed = self.topics.iter().flat_map(|topic| &topic.parts).find(|part| part.error != errors::NONE);
             return match failed {

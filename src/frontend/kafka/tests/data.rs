@@ -366,6 +366,43 @@ fn fetch_returns_whole_batches_from_the_one_with_the_offset_on() {
     }
 }
 
+/// Large batches aren't copied for the response, small ones are moved together; the client sees no difference.
+#[test]
+fn batches_are_sent_from_what_the_shard_returned() {
+    for version in 4..=12 {
+        for (records, pieces) in [(60, 2), (2, 1)] {
+            let mut peer = topic_peer();
+            let mut request = fetch_request(&[("t", 0, 0), ("t", 1, 0)], 500, 1, 1 << 20);
+            request.isolation_level = 1;
+            request.topics.iter_mut().for_each(|topic| topic.partitions[0].partition_max_bytes = 100_000);
+            peer.receive(&request_bytes(ApiKey::Fetch, version, 1, &request)).unwrap();
+            let asked = asks(&mut peer);
+            let batches = [batch(records, None), batch(records, None)];
+            let Reply::Fetched { mut head, data } = fetched(1, 2 * records as u64, stored(&batches, 0)) else { unreachable!() };
+            let aborted = crate::request::transaction::AbortedTransaction {
+                producer_id: ringmain_wire::ProducerId(9),
+                first_offset: Offset(1),
+                last_offset: Offset(2),
+            };
+            head.aborted = [aborted].into();
+            peer.reply(asked[0].0, Reply::Fetched { head, data });
+            peer.reply(asked[1].0, fetched(2, records as u64, stored(&batches[..1], 0)));
+            let of_ranges = peer.out.pieces.iter().map(|piece| if let Piece::Ranges { ranges, .. } = piece { ranges.len() } else { 0 });
+            assert_eq!(of_ranges.filter(|count| *count > 0).collect::<Vec<_>>(), [pieces, 1], "version {version}");
+            let len_bytes = peer.out.len_bytes;
+            let response: FetchResponse = peer.response(ApiKey::Fetch, version, 1);
+            let [first, second] = [0, 1].map(|topic| &response.responses[topic].partitions[0]);
+            assert_eq!((offsets_in(&first.records).len(), offsets_in(&second.records).len()), (2 * records, records));
+            let sent = first.records.as_ref().unwrap();
+            assert_eq!((&sent[8..batches[0].len()], sent.len()), (&batches[0][8..], 2 * batches[0].len()));
+            assert!(len_bytes > 3 * batches[0].len());
+            let aborted = first.aborted_transactions.as_ref().unwrap();
+            assert_eq!((aborted.len(), aborted[0].producer_id.0, aborted[0].first_offset), (1, 9, 1));
+            assert_eq!((first.preferred_read_replica.0, second.aborted_transactions.as_ref().map(Vec::len)), (-1, Some(0)));
+        }
+    }
+}
+
 #[test]
 fn fetch_keeps_to_its_limit_but_for_the_first_batch() {
     let mut peer = topic_peer();
