@@ -75,6 +75,11 @@ impl Collector for Scrape {
             self.janitor.disk_full,
         )?;
 
+        // Every core knows all topics.
+        let uncompacted = cores.first().into_iter().flat_map(|(_, core)| &core.topics_not_compacted);
+        let uncompacted = uncompacted.map(|name| (name.to_string(), 1));
+        out.family("topic_not_compacted", "Topics to be compacted that keep every record", MetricType::Gauge, "topic", uncompacted)?;
+
         out.cores(cores, "connections", "Open connections", MetricType::Gauge, |core| core.connections)?;
         out.cores(cores, "connections_paused", "Connections not read at the moment", MetricType::Gauge, |core| core.paused)?;
         out.cores(cores, "connections_opened", "Connections opened", MetricType::Counter, |core| core.counters.opened)?;
