@@ -140,6 +140,17 @@ impl Collector for Scrape {
         out.shards(cores, "waiting_acks", "Produce requests waiting for their acknowledgement", MetricType::Gauge, |shard| {
             shard.counters.waiting_acks
         })?;
+        out.shards(cores, "queue_cursors", "Queues, one per partition of each", MetricType::Gauge, |shard| shard.counters.queue_cursors)?;
+        out.shards(cores, "queue_entries", "Messages that queues remember one by one", MetricType::Gauge, |shard| {
+            shard.counters.queue_entries
+        })?;
+        out.shards(cores, "waiting_receives", "Receives waiting for messages", MetricType::Gauge, |shard| shard.counters.waiting_receives)?;
+        out.shards(cores, "messages_delivered", "Messages delivered by queues", MetricType::Counter, |shard| {
+            shard.counters.messages_delivered
+        })?;
+        out.shards(cores, "messages_settled", "Messages settled by consumers", MetricType::Counter, |shard| {
+            shard.counters.messages_settled
+        })?;
         out.shards(cores, "fenced", "1 = refuses writes since a device error", MetricType::Gauge, |shard| u64::from(shard.is_fenced))?;
         out.shards(cores, "commits", "Commit groups written and flushed", MetricType::Counter, |shard| shard.log.commits)?;
         out.shards(cores, "commit_bytes", "Bytes of commit groups, padding included", MetricType::Counter, |shard| shard.log.commit_bytes)?;
