@@ -275,7 +275,7 @@ enum Pending {
     /// Where the checkpoint is, in the active segment.
     Note { point: LogPoint },
     /// One device read of a cold read.
-    Read { ticket: u64, part: usize },
+    Read { ticket: u64, part: usize, bytes: usize },
     /// A footer.
     Footer { segment: u64 },
     /// The cleaner's.
@@ -451,7 +451,7 @@ impl Log {
             (Pending::Extend { file }, Outcome::Extended(result)) => self.extended(file, result),
             (Pending::Seal { segment, point }, Outcome::Written(result)) => self.seal_written(segment, point, result),
             (Pending::Note { point }, Outcome::Written(result)) => self.note_written(point, result),
-            (Pending::Read { ticket, part }, Outcome::Read(result)) => self.read_done(ticket, part, result),
+            (Pending::Read { ticket, part, bytes }, Outcome::Read(result)) => self.read_done(ticket, part, bytes, result),
             (Pending::Footer { segment }, Outcome::Read(result)) => self.footer_read(segment, result),
             (Pending::Clean, outcome) => self.cleaner_done(outcome),
             (Pending::Release, Outcome::Released) => {}

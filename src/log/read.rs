@@ -16,15 +16,17 @@ use super::{Located, LocatedTime, Log, LogEvent, Pending, ReadError};
 
 /// Reads nearer to each other than this are done in one.
 const MERGE_GAP_BYTES: u32 = 64 << 10;
-/// … unless that makes one larger than this. Runs next to each other are one extent up to as much.
+/// … unless that makes one larger than this.
 ///
 /// Four reads of 1 MiB under way kept a flushed write of 128 KiB waiting for 50–70 ms on the device that this was measured on
 /// (2026-11-21, with a bare program); two of 256 KiB for 1.1 ms, at nine tenths of the reader's speed.
 const READ_BYTES_MAX: u32 = 256 << 10;
-/// Reads that are with the device at a time, …
-const READS_MAX: usize = 8;
-/// … and while commits are.
-const READS_BESIDE_COMMITS: usize = 2;
+/// Runs next to each other are one extent up to so much: in whole blocks it is one read.
+const EXTENT_BYTES_MAX: u32 = READ_BYTES_MAX - 2 * BLOCK_BYTES as u32;
+/// What is asked of the device at a time: bytes and reads, of which one may be larger …
+const WITH_DEVICE_MAX: (usize, usize) = (2 << 20, 64);
+/// … and while commits are under way.
+const WITH_DEVICE_BESIDE_COMMITS: (usize, usize) = (512 << 10, 16);
 /// Commits are under way if one was so lately.
 const COMMITS_LATELY_US: u64 = 10_000;
 
@@ -35,8 +37,9 @@ pub(super) struct Reads {
     waiting: VecDeque<(u64, Vec<Extent>)>,
     /// Device reads that wait for their turn; they have their memory.
     queued: VecDeque<DeviceRead>,
-    /// Device reads under way.
+    /// Device reads under way, and their bytes.
     with_device: usize,
+    with_device_bytes: usize,
     /// Segments whose footer is being read.
     footers: Vec<u64>,
     /// Footers that wait for memory.
@@ -108,7 +111,7 @@ impl Log {
                     Some(last)
                         if last.segment == place.segment
                             && last.position + last.len == run.position
-                            && last.len.saturating_add(run.len) <= READ_BYTES_MAX =>
+                            && last.len.saturating_add(run.len) <= EXTENT_BYTES_MAX =>
                     {
                         last.len += run.len;
                     }
@@ -302,16 +305,22 @@ impl Log {
     /// Gives reads to the device, as many as leave room for commits.
     fn submit_reads(&mut self) {
         let commits_lately = self.commits.in_flight() > 0 || self.now.monotonic_us < self.last_sealed_us.saturating_add(COMMITS_LATELY_US);
-        let most = if commits_lately { READS_BESIDE_COMMITS } else { READS_MAX };
-        while self.reads.with_device < most {
+        let (bytes_max, reads_max) = if commits_lately { WITH_DEVICE_BESIDE_COMMITS } else { WITH_DEVICE_MAX };
+        while let Some(next) = self.reads.queued.front() {
+            let bytes = self.reads.with_device_bytes + next.into.len();
+            if self.reads.with_device > 0 && (bytes > bytes_max || self.reads.with_device >= reads_max) {
+                break;
+            }
             let Some(DeviceRead { ticket, part, file, position, into }) = self.reads.queued.pop_front() else { break };
             self.reads.with_device += 1;
-            self.submit(Pending::Read { ticket, part }, Operation::Read { file, position: u64::from(position), into });
+            self.reads.with_device_bytes = bytes;
+            self.submit(Pending::Read { ticket, part, bytes: into.len() }, Operation::Read { file, position: u64::from(position), into });
         }
     }
 
-    pub(super) fn read_done(&mut self, ticket: u64, part: usize, result: Result<Buffer, Fault>) {
+    pub(super) fn read_done(&mut self, ticket: u64, part: usize, bytes: usize, result: Result<Buffer, Fault>) {
         self.reads.with_device -= 1;
+        self.reads.with_device_bytes -= bytes;
         self.submit_reads();
         let Some(read) = self.reads.active.get_mut(&ticket) else { return };
         match result {
