@@ -248,15 +248,17 @@ impl Log {
             if self.start_footer(segment) {
                 continue;
             }
+            // The tail cache gives way.
+            if self.evict_oldest_chunk() {
+                self.reads.footers_waiting.push_front(segment);
+                continue;
+            }
             if self.is_memory_hopeless() {
                 self.footer_ready(segment, Err(Fault::Os(libc::ENOMEM)));
                 continue;
             }
             self.reads.footers_waiting.push_front(segment);
-            // The tail cache gives way.
-            if !self.evict_oldest_chunk() {
-                break;
-            }
+            break;
         }
         while let Some((ticket, extents)) = self.reads.waiting.pop_front() {
             if extents.iter().any(|extent| self.segment(extent.segment).is_none()) {
@@ -289,9 +291,10 @@ impl Log {
         }
     }
 
-    /// Nothing will be given back: only the open chunk is left.
+    /// Nothing will be given back, now that the tail cache gives no more: only the open chunk is left, or chunks that a fenced log
+    /// doesn't write any more.
     fn is_memory_hopeless(&self) -> bool {
-        self.chunks.len() <= 1 && self.bytes_beside_tail_cache() == 0
+        (self.chunks.len() <= 1 || self.fence.is_some()) && self.bytes_beside_tail_cache() == 0
     }
 
     /// Charged to the arena by readers, this log's and others'.
