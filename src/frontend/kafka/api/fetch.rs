@@ -192,7 +192,7 @@ impl Batches {
                 }
             }
             let len_bytes = bytes.len();
-            let batches = Batches { bytes, ranges: vec![0..len_bytes], len_bytes }.trimmed();
+            let batches = Batches { bytes, ranges: std::iter::once(0..len_bytes).collect(), len_bytes }.trimmed();
             return if is_readable { Ok(batches) } else { Err(batches) };
         }
         let (mut ranges, mut len_bytes, mut at_bytes) = (Vec::new(), 0, 0);
