@@ -82,8 +82,7 @@ ruleset(name="ship") {
 input(type="imfile" File="$work/app.log" Tag="app:" ruleset="ship" addMetadata="on")
 CONF
 : >"$work/app.log"
-. "$parts/rsyslog/environment"
-rsyslog -n -f "$work/rsyslog.conf" -i "$work/rsyslog.pid" >"$work/rsyslog.log" 2>&1 &
+"$parts/rsyslog/run" -n -f "$work/rsyslog.conf" -i "$work/rsyslog.pid" >"$work/rsyslog.log" 2>&1 &
 running+=($!)
 "$program" sink elasticsearch --url "$url" --topic logs --index $index >"$work/sink.out" 2>"$work/sink.log" &
 sink=$!

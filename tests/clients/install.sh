@@ -82,16 +82,15 @@ node_() {
 # A log shipper, for scripts/log-pipeline.sh: unpacked, not installed, because the package starts a daemon for the whole machine.
 rsyslog_() {
     local to=$into/rsyslog package libraries
-    [ -e "$to/environment" ] && return
+    [ -x "$to/run" ] && return
     command -v apt-get >/dev/null && command -v dpkg >/dev/null || { echo "only Debian's package is known here"; return 1; }
     rm -rf "$to" && mkdir -p "$to/packages"
     shipper_packages "$to/packages" || { as_root apt-get update -qq && shipper_packages "$to/packages"; } || return
     for package in "$to"/packages/*.deb; do dpkg -x "$package" "$to" || return; done
     libraries=$(dirname "$(find "$to/usr/lib" -name omkafka.so -print -quit)")/..
-    cat >"$to/environment.new" <<SHELL
-rsyslog() { LD_LIBRARY_PATH="$libraries" "$to/usr/sbin/rsyslogd" -M "$libraries/rsyslog" "\$@"; }
-SHELL
-    (. "$to/environment.new" && rsyslog -v) && mv "$to/environment.new" "$to/environment"
+    # One process, so that whoever starts it can end it.
+    printf '#!/bin/sh\nexec env LD_LIBRARY_PATH="%s" "%s" -M "%s" "$@"\n' "$libraries" "$to/usr/sbin/rsyslogd" "$libraries/rsyslog" >"$to/run.new"
+    chmod +x "$to/run.new" && "$to/run.new" -v && mv "$to/run.new" "$to/run"
 }
 
 shipper_packages() { # DIRECTORY
