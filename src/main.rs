@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         cli::Command::Topic(arguments) => cli::topic::run(arguments, format),
         cli::Command::Produce(arguments) => cli::produce::run(&arguments, format),
         cli::Command::Consume(arguments) => cli::consume::run(&arguments, format),
+        cli::Command::Sink(arguments) => cli::sink::run(&arguments, format),
         cli::Command::Group(arguments) => cli::group::run(arguments, format),
         cli::Command::Queue(arguments) => cli::queue::run(arguments, format),
         cli::Command::Request(arguments) => cli::request::request(&arguments, format),

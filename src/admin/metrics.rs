@@ -75,6 +75,11 @@ impl Collector for Scrape {
             self.janitor.disk_full,
         )?;
 
+        // Every core knows all topics.
+        let uncompacted = cores.first().into_iter().flat_map(|(_, core)| &core.topics_not_compacted);
+        let uncompacted = uncompacted.map(|name| (name.to_string(), 1));
+        out.family("topic_not_compacted", "Topics to be compacted that keep every record", MetricType::Gauge, "topic", uncompacted)?;
+
         out.cores(cores, "connections", "Open connections", MetricType::Gauge, |core| core.connections)?;
         out.cores(cores, "connections_paused", "Connections not read at the moment", MetricType::Gauge, |core| core.paused)?;
         out.cores(cores, "connections_opened", "Connections opened", MetricType::Counter, |core| core.counters.opened)?;
@@ -134,6 +139,17 @@ impl Collector for Scrape {
         out.shards(cores, "waiting_fetches", "Fetches waiting", MetricType::Gauge, |shard| shard.counters.waiting_fetches)?;
         out.shards(cores, "waiting_acks", "Produce requests waiting for their acknowledgement", MetricType::Gauge, |shard| {
             shard.counters.waiting_acks
+        })?;
+        out.shards(cores, "queue_cursors", "Queues, one per partition of each", MetricType::Gauge, |shard| shard.counters.queue_cursors)?;
+        out.shards(cores, "queue_entries", "Messages that queues remember one by one", MetricType::Gauge, |shard| {
+            shard.counters.queue_entries
+        })?;
+        out.shards(cores, "waiting_receives", "Receives waiting for messages", MetricType::Gauge, |shard| shard.counters.waiting_receives)?;
+        out.shards(cores, "messages_delivered", "Messages delivered by queues", MetricType::Counter, |shard| {
+            shard.counters.messages_delivered
+        })?;
+        out.shards(cores, "messages_settled", "Messages settled by consumers", MetricType::Counter, |shard| {
+            shard.counters.messages_settled
         })?;
         out.shards(cores, "fenced", "1 = refuses writes since a device error", MetricType::Gauge, |shard| u64::from(shard.is_fenced))?;
         out.shards(cores, "commits", "Commit groups written and flushed", MetricType::Counter, |shard| shard.log.commits)?;

@@ -146,7 +146,7 @@ impl<W: Write> Sharing<'_, W> {
     }
 }
 
-fn is_rebalance(code: ErrorCode) -> bool {
+pub fn is_rebalance(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::RebalanceInProgress | ErrorCode::IllegalGeneration | ErrorCode::UnknownMember)
 }
 

@@ -7,6 +7,8 @@ use ringmain::config::ConfigError;
 use ringmain::log::tool::ToolError;
 use ringmain_client::{CallError, ConnectionError, ConsumeError, DeliveryError, FlushError, QueueError, RequestError};
 
+use super::sink::GaveUp;
+
 /// For `--help` and the README.
 pub const TABLE: &str = "\
 Exit codes:
@@ -17,7 +19,7 @@ Exit codes:
    4  log verify: stored data is damaged
    5  log verify, dump, repair: the directory is in use by a running broker
   69  no broker answers
-  75  the broker can't do it now (disk full, overloaded, stopping), or a request had no answer; try again later";
+  75  the broker can't do it now (disk full, overloaded, stopping), or what a sink fills, or a request had no answer; try again later";
 
 pub const TORN: u8 = 3;
 pub const DAMAGED: u8 = 4;
@@ -72,6 +74,9 @@ fn number(error: &anyhow::Error) -> u8 {
         }
         if cause.is::<ConnectionError>() {
             return UNREACHABLE;
+        }
+        if cause.is::<GaveUp>() {
+            return TRY_LATER;
         }
         let code = if let Some(error) = cause.downcast_ref::<CallError>() {
             match error {

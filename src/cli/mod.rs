@@ -16,6 +16,7 @@ pub mod produce;
 pub mod queue;
 pub mod request;
 pub mod serve;
+pub mod sink;
 pub mod status;
 mod timestamp;
 pub mod topic;
@@ -44,6 +45,8 @@ pub enum Command {
     Produce(Box<produce::ProduceArguments>),
     /// Print the messages of a topic, or of a queue
     Consume(Box<consume::ConsumeArguments>),
+    /// Carry a topic on to another system
+    Sink(sink::SinkArguments),
     /// List, describe, move and delete consumer groups
     Group(group::GroupArguments),
     /// Create, list, describe, alter, empty and delete queues

@@ -5,22 +5,29 @@ use std::time::Duration;
 
 use anyhow::Result;
 use indicatif::{HumanBytes, HumanDuration};
-use ringmain_client::wire::control::{ShardStats, StatsReply};
+use ringmain_client::wire::control::{Cleanup, ShardStats, StatsReply};
 use serde_json::{Value, json};
 
 use super::output::{self, Cell};
 use super::{Format, Target};
 
 pub fn run(target: &Target, format: Format) -> Result<ExitCode> {
-    let stats = target.client()?.stats()?;
+    let client = target.client()?;
+    let stats = client.stats()?;
+    let topics = client.metadata(None)?.topics;
+    let uncompacted: Vec<&str> =
+        topics.iter().filter(|topic| topic.config.cleanup != Cleanup::Delete).map(|topic| topic.name.as_str()).collect();
     match format {
-        Format::Json => output::json(&to_json(&stats))?,
+        Format::Json => output::json(&to_json(&stats, &uncompacted))?,
         Format::Text => {
             // Where the table is for programs, this is beside it and not in it.
             eprintln!("{}", headline(&stats));
             output::table(&HEAD, &stats.shards.iter().map(row).collect::<Vec<_>>())?;
             for shard in stats.shards.iter().filter(|shard| !shard.fenced.is_empty()) {
                 eprintln!("shard {} refuses writes: {}; free or replace the disk, then restart the broker", shard.shard, shard.fenced);
+            }
+            if !uncompacted.is_empty() {
+                eprintln!("to be compacted, which no broker of this version does, so that every record stays: {}", uncompacted.join(", "));
             }
         }
     }
@@ -57,7 +64,7 @@ fn row(shard: &ShardStats) -> Vec<Cell> {
     ]
 }
 
-fn to_json(stats: &StatsReply) -> Value {
+fn to_json(stats: &StatsReply, uncompacted: &[&str]) -> Value {
     let shard = |shard: &ShardStats| {
         json!({
             "shard": shard.shard, "core": shard.core,
@@ -71,7 +78,7 @@ fn to_json(stats: &StatsReply) -> Value {
         "broker_version": stats.broker_version, "io": stats.io, "io_note": stats.io_note, "uptime_seconds": stats.uptime_seconds,
         "connections": stats.connections, "topics": stats.topics, "partitions": stats.partitions,
         "memory_used_bytes": stats.memory_used_bytes, "memory_limit_bytes": stats.memory_limit_bytes,
-        "shards": stats.shards.iter().map(shard).collect::<Value>(),
+        "topics_not_compacted": uncompacted, "shards": stats.shards.iter().map(shard).collect::<Value>(),
     })
 }
 

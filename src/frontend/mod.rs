@@ -10,6 +10,7 @@ pub mod native;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::ops::Range;
 
 use crate::request::{FetchData, Fetched, Now, Reply, Request};
 use crate::router::letter::OwnedRequest;
@@ -110,6 +111,8 @@ pub struct Outbox {
 pub enum Piece {
     /// Encoded replies.
     Bytes(Vec<u8>),
+    /// Parts of something that was copied out of the log, in order; the rest isn't sent.
+    Ranges { bytes: Vec<u8>, ranges: Vec<Range<usize>> },
     /// Frames of a fetch reply, sent from where they lie. `bytes`: their total.
     Frames { data: FetchData, bytes: u32, shard: u16 },
 }
@@ -129,6 +132,12 @@ impl Outbox {
     pub fn push_vec(&mut self, bytes: Vec<u8>) {
         self.len_bytes += bytes.len();
         self.pieces.push_back(Piece::Bytes(bytes));
+    }
+
+    /// Parts of `bytes` after everything pushed so far, not copied. None of them is empty.
+    pub fn push_ranges(&mut self, bytes: Vec<u8>, ranges: Vec<Range<usize>>) {
+        self.len_bytes += ranges.iter().map(ExactSizeIterator::len).sum::<usize>();
+        self.pieces.push_back(Piece::Ranges { bytes, ranges });
     }
 
     /// Frames after everything pushed so far.

@@ -448,6 +448,14 @@ impl Output {
                     to.push(bytes);
                 }
                 Piece::Bytes(_) => {}
+                Piece::Ranges { bytes, ranges } => {
+                    for range in ranges.iter().skip(from) {
+                        if to.is_full() {
+                            break;
+                        }
+                        to.push(&bytes[range.clone()]);
+                    }
+                }
                 Piece::Frames { data: FetchData::Owned(bytes), .. } => {
                     if from == 0 {
                         to.push(bytes);
@@ -535,6 +543,7 @@ impl<'a> Gather<'a, '_> {
 fn part_bytes(piece: &Piece, part: usize) -> Option<usize> {
     match piece {
         Piece::Bytes(bytes) | Piece::Frames { data: FetchData::Owned(bytes), .. } => (part == 0).then_some(bytes.len()),
+        Piece::Ranges { ranges, .. } => ranges.get(part).map(ExactSizeIterator::len),
         Piece::Frames { data: FetchData::Blocks(blocks), .. } => blocks.get(part).map(|block| block.len()),
         Piece::Frames { data: FetchData::Extents(extents), .. } => extents.get(part).map(|extent| extent.len as usize),
     }
@@ -545,7 +554,7 @@ fn finish(piece: Piece, shards: &mut Shards, spares: &mut Spares) {
     match piece {
         Piece::Bytes(bytes) => spares.put(bytes),
         Piece::Frames { data: FetchData::Extents(extents), shard, .. } => shards.release_extents(ShardId(shard), &extents),
-        Piece::Frames { .. } => {}
+        Piece::Ranges { .. } | Piece::Frames { .. } => {}
     }
 }
 

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ringmain_wire::control::Cleanup;
 use ringmain_wire::{ErrorCode, Frame};
 
 use super::connection::{
@@ -204,6 +205,8 @@ pub struct Snapshot {
     pub mail_unanswered: u64,
     /// Letters of other cores not taken.
     pub mail_waiting: u64,
+    /// Topics that are to be compacted, which isn't done yet: they keep every record.
+    pub topics_not_compacted: Vec<Arc<str>>,
     /// Its shards.
     pub shards: Vec<ShardSnapshot>,
 }
@@ -1249,8 +1252,11 @@ impl Core {
             counters: owner.counters(),
             log: owner.log_counters().clone(),
         });
+        let shards = shards.collect();
+        let compacted = self.router.catalog().topics().filter(|topic| topic.config.cleanup != Cleanup::Delete);
         Snapshot {
-            shards: shards.collect(),
+            topics_not_compacted: compacted.map(|topic| topic.name.clone()).collect(),
+            shards,
             counters: self.counters.clone(),
             connections: self.connections as u64,
             paused: self.paused as u64,

@@ -125,8 +125,14 @@ fn pieces_are_sent_in_order_through_a_socket_that_is_full_again_and_again() {
         spares.begin(&mut output.outbox);
         output.outbox.push_bytes(b"head");
         output.outbox.push_frames(FetchData::Owned(frames.clone()), frames.len() as u32, 0);
+        output.outbox.push_bytes(b"middle");
+        // More parts than go into one call.
+        let ranges: Vec<_> = (0..150).map(|n| n * 9_000 + 64..(n + 1) * 9_000).collect();
+        output.outbox.push_ranges(frames.clone(), ranges.clone());
         output.outbox.push_bytes(b"tail");
-        expected.extend([&b"head"[..], &frames, b"tail"].concat());
+        expected.extend([&b"head"[..], &frames, b"middle"].concat());
+        ranges.into_iter().for_each(|range| expected.extend_from_slice(&frames[range]));
+        expected.extend(b"tail");
     }
     assert_eq!(output.len_bytes(), expected.len());
     let mut got = Vec::new();

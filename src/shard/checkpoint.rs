@@ -212,7 +212,6 @@ fn groups(after: Option<&str>, source: Source<'_>) -> (Vec<StateRecord>, Cursor)
     for (name, group) in source.groups.after(after) {
         let from = records.len();
         records.extend(group.records());
-        records.extend(group.staged_records());
         bytes += records[from..].iter().map(|record| 128 + name.len() + group_record_bytes(record)).sum::<usize>();
         if bytes >= PIECE_BYTES || records.len() >= GROUP_RECORDS_PER_STEP {
             return (records, Cursor::Groups { after: Some(name.clone()) });
@@ -231,15 +230,17 @@ fn group_record_bytes(record: &StateRecord) -> usize {
     }
 }
 
+/// What is staged lies behind the offsets of its group: a replayed commit makes what was staged before it void.
 fn group_offsets(from: &Arc<str>, after: Option<PartitionId>, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
     let (mut records, mut bytes, mut from, mut after) = (Vec::new(), 0, from.clone(), after);
     while let Some((name, group)) = source.groups.from(&from) {
         if *name != from {
             (from, after) = (name.clone(), None);
         }
-        let mut offsets = Vec::new();
+        let (mut offsets, mut is_whole) = (Vec::new(), true);
         for (partition, committed) in group.offsets.logged_after(after) {
             if bytes >= PIECE_BYTES {
+                is_whole = false;
                 break;
             }
             bytes += 48 + committed.metadata.len();
@@ -250,11 +251,16 @@ fn group_offsets(from: &Arc<str>, after: Option<PartitionId>, source: Source<'_>
             bytes += 64 + name.len();
             records.push(StateRecord::GroupOffsets { group: name.to_string(), offsets });
         }
+        if is_whole {
+            let staged = records.len();
+            records.extend(group.staged_records());
+            bytes += records[staged..].iter().map(|record| 128 + name.len() + group_record_bytes(record)).sum::<usize>();
+            // The next name in order: nothing lies between a name and itself with a zero byte behind it.
+            (from, after) = (format!("{name}\0").into(), None);
+        }
         if bytes >= PIECE_BYTES || records.len() >= GROUP_RECORDS_PER_STEP {
             return (records, Cursor::GroupOffsets { from, after });
         }
-        // The next name in order: nothing lies between a name and itself with a zero byte behind it.
-        (from, after) = (format!("{name}\0").into(), None);
     }
     (records, Cursor::Aborted { from: PartitionId(0), marker: Offset(0) })
 }

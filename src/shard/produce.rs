@@ -1,8 +1,8 @@
 //! Appending a batch: look up, judge, append, remember who waits for which commit group.
 
 use ringmain_wire::control::Durability;
-use ringmain_wire::frame::{KAFKA_CHECKED_FROM, flags};
-use ringmain_wire::{ErrorCode, Format, Frame, Offset, PartitionId, ProducerId};
+use ringmain_wire::frame::{self, HEADER_BYTES, Identity, KAFKA_CHECKED_FROM, flags};
+use ringmain_wire::{ErrorCode, Format, Frame, FrameHeader, Offset, PartitionId, ProducerId, record};
 
 use super::participant::Admission;
 use super::partition::{NONE, RESERVED_AHEAD};
@@ -70,7 +70,7 @@ impl Shard {
                 self.park(origin, id, producer, frame);
                 return Ok(());
             }
-            match self.judge(id, batch, now) {
+            match self.judge(id, batch, header.format == Format::Kafka as u8, now) {
                 Ok(Verdict::Accept) => match self.admit(id, producer, is_transactional, is_confirmed) {
                     Ok(Admission::Admitted) => idempotent = Some(batch),
                     Ok(Admission::Unknown) => {
@@ -92,12 +92,18 @@ impl Shard {
                 }
             }
         }
-        if self.partitions.get(id).is_some_and(|partition| partition.config.append_time)
-            && let Some(body) = stamped_batch(frame, now.wall_ms)
-        {
-            let mut header = frame.header;
-            let crc = crc32c::crc32c(&body[KAFKA_CHECKED_FROM..]);
-            header.producer.seal_kafka(&body, crc);
+        if self.partitions.get(id).is_some_and(|partition| partition.config.append_time) {
+            let stamped = match Format::from_number(header.format) {
+                Some(Format::Kafka) => stamped_batch(frame, now.wall_ms),
+                Some(Format::Native) => stamped_records(frame, now.wall_ms),
+                _ => None,
+            };
+            let Some((header, body)) = stamped else {
+                let failure =
+                    Failure::new(ErrorCode::InvalidBatch, "the records can't be read, and their topic gives them its own timestamps");
+                self.fail(origin, failure);
+                return Ok(());
+            };
             return self.append(origin, id, &Frame::of_parts(header, &body), idempotent, now);
         }
         self.append(origin, id, frame, idempotent, now)
@@ -170,10 +176,15 @@ impl Shard {
         Ok(())
     }
 
-    fn judge(&self, id: PartitionId, batch: Batch, now: Now) -> Result<Verdict, ErrorCode> {
+    /// `resumes`: a producer that isn't known any more may go on wherever it was, as Kafka has it since 2.5 (`ProducerAppendInfo`): its clients
+    /// are idle for days and then send the next batch. Ours begin anew instead, and so never store a batch twice.
+    fn judge(&self, id: PartitionId, batch: Batch, resumes: bool, now: Now) -> Result<Verdict, ErrorCode> {
         let nobody = ProducerTable::default();
         let table = self.partitions.get(id).and_then(|partition| partition.producers.as_deref()).unwrap_or(&nobody);
-        let verdict = table.judge(batch, now.wall_ms)?;
+        let verdict = match table.judge(batch, now.wall_ms) {
+            Err(ErrorCode::UnknownProducer) if resumes => Verdict::Accept,
+            verdict => verdict?,
+        };
         // Nobody to evict in this partition, and it or the shard remembers as many as it may.
         let shard_is_full = self.counters.producers >= self.config.producers_max as u64;
         let limit = if shard_is_full { table.len() } else { self.config.producers_per_partition_max };
@@ -225,10 +236,10 @@ impl Shard {
     }
 }
 
-/// A copy of a record batch that says when it was appended, with its own checksum made anew: the only batches whose bytes
-/// the broker changes. `None` = its protocol has no such field.
-fn stamped_batch(frame: &Frame<'_>, now_ms: i64) -> Option<Vec<u8>> {
-    if frame.header.producer.format != Format::Kafka as u8 || frame.body().len() < KAFKA_LEAST_BYTES {
+/// Header and body of a record batch of Kafka that says when it was appended, with its own checksum made anew. Beside
+/// [`stamped_records`] the only batches whose bytes the broker changes. `None` = it isn't one.
+fn stamped_batch(frame: &Frame<'_>, now_ms: i64) -> Option<(FrameHeader, Vec<u8>)> {
+    if frame.body().len() < KAFKA_LEAST_BYTES {
         return None;
     }
     let mut body = frame.body().to_vec();
@@ -236,7 +247,26 @@ fn stamped_batch(frame: &Frame<'_>, now_ms: i64) -> Option<Vec<u8>> {
     body[KAFKA_MAX_TIMESTAMP_AT..KAFKA_MAX_TIMESTAMP_AT + 8].copy_from_slice(&now_ms.to_be_bytes());
     let crc = crc32c::crc32c(&body[KAFKA_CHECKED_FROM..]);
     body[KAFKA_CRC_AT..KAFKA_CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
-    Some(body)
+    let mut header = frame.header;
+    header.producer.seal_kafka(&body, crc);
+    Some((header, body))
+}
+
+/// The same for a native batch: every record gets the time of appending. `None` = its records can't be read.
+fn stamped_records(frame: &Frame<'_>, now_ms: i64) -> Option<(FrameHeader, Vec<u8>)> {
+    let producer = &frame.header.producer;
+    let mut bytes = frame.to_vec();
+    record::set_timestamps(&mut bytes[HEADER_BYTES..], producer.record_count, now_ms).ok()?;
+    let identity = Identity {
+        partition: PartitionId(producer.partition),
+        producer_id: ProducerId(producer.producer_id),
+        producer_epoch: producer.producer_epoch,
+        sequence: producer.sequence,
+        flags: producer.flags,
+    };
+    frame::seal(&mut bytes, Format::Native, producer.record_count, identity);
+    let header = FrameHeader::read(&bytes)?;
+    Some((header, bytes.split_off(HEADER_BYTES)))
 }
 
 /// Fields of a record batch of format [`Format::Kafka`] that depend on when it was appended.

@@ -1942,6 +1942,47 @@ fn foreign_batch_in_a_topic_with_append_times_says_when_it_was_appended() {
 }
 
 #[test]
+fn native_batch_in_a_topic_with_append_times_gets_them_too() {
+    let mut rig = Rig::new();
+    rig.create("t", 1, TopicConfig { append_time: true, ..TopicConfig::default() });
+    let mut builder = RecordBatchBuilder::new();
+    builder.push(50, Some(b"k"), Some(b"x"), b"");
+    builder.push(90, None, None, b"");
+    let Reply::Produced { append_time_ms, .. } = rig.produce(builder.finish(frame::Identity::plain(PartitionId(1)))) else { panic!() };
+    let (header, stored) = frames_of(&mut rig, 0).remove(0);
+    let frame = Frame::of_parts(header, &stored);
+    frame.verify_body().unwrap();
+    assert_eq!(frame.largest_timestamp_ms(), append_time_ms);
+    let records: Vec<_> = ringmain_wire::Records::new(&stored, 2).unwrap().map(Result::unwrap).collect();
+    assert!(records.iter().all(|record| record.timestamp_ms == append_time_ms));
+    assert_eq!((records[0].key, records[0].value, records[1].value), (Some(&b"k"[..]), Some(&b"x"[..]), None));
+    assert_eq!(rig.list(1, 60), (0, append_time_ms, true));
+    // Its records have to be looked at for that.
+    let mut lying = builder.finish(frame::Identity::plain(PartitionId(1))).to_vec();
+    frame::seal(&mut lying, ringmain_wire::Format::Native, 3, frame::Identity::plain(PartitionId(1)));
+    assert_eq!(failure(&rig.produce(&lying)), ErrorCode::InvalidBatch);
+}
+
+/// Kafka's clients go on after days of silence; a native one must not store a batch twice.
+#[test]
+fn forgotten_producer_goes_on_if_it_is_a_kafka_client() {
+    let mut rig = Rig::with_topic(Durability::Durable);
+    let (_, body) = foreign_batch(2, 9);
+    let sealed = |format, sequence| {
+        let mut bytes = [vec![0; 64], body.clone()].concat();
+        let identity = frame::Identity { producer_id: ProducerId(9), sequence, ..frame::Identity::plain(PartitionId(1)) };
+        frame::seal(&mut bytes, format, 2, identity);
+        ringmain_wire::FrameHeader::read(&bytes).unwrap()
+    };
+    let mut send = |format, sequence| rig.produce_parts(sealed(format, sequence), &body);
+    assert_eq!(failure(&send(ringmain_wire::Format::Native, 7)), ErrorCode::UnknownProducer);
+    assert!(matches!(send(ringmain_wire::Format::Kafka, 7), Reply::Produced { duplicate: false, .. }));
+    assert!(matches!(send(ringmain_wire::Format::Kafka, 7), Reply::Produced { duplicate: true, .. }));
+    assert_eq!(failure(&send(ringmain_wire::Format::Kafka, 10)), ErrorCode::OutOfOrderSequence);
+    assert!(matches!(send(ringmain_wire::Format::Kafka, 9), Reply::Produced { duplicate: false, .. }));
+}
+
+#[test]
 fn watch_ends_with_enough_bytes_with_its_time_or_with_the_next() {
     let mut rig = Rig::new();
     rig.create("t", 2, TopicConfig::default());

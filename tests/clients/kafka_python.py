@@ -83,13 +83,17 @@ def groups(address):
         reader.subscribe(["kp-groups"])
         return reader
 
-    got = []
+    got, put_off = [], []
 
     def poll(*members):
         for one in members:
             for messages in one.poll(100).values():
                 got.extend((m.partition, m.offset) for m in messages)
-            one.commit()
+            try:
+                one.commit()
+            except ke.RebalanceInProgressError:
+                # A slow machine's other member joins at this moment: what was read may come again.
+                put_off.append(one)
         return True
 
     first = member()
@@ -105,7 +109,7 @@ def groups(address):
         sender.send("kp-groups", str(n).encode(), partition=n % 4)
     sender.flush()
     within(40, lambda: poll(second) and len(set(got)) == 240, "the rest")
-    equal(len(got), 240, "nothing was read twice")
+    check(put_off or len(got) == 240, "something was read twice", len(got))
     place = TopicPartition("kp-groups", 1)
     second.commit({place: OffsetAndMetadata(60, "note", -1)})
     equal(second.committed(place, metadata=True)[:2], (60, "note"), "metadata of a commit")

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ringmain_client::wire::control::{Cleanup, CreateTopic, TopicConfig};
 use serde_json::Value;
 
 use crate::harness::{Broker, Directory, PROGRAM, Start, clean, free_ports, ringmain};
@@ -202,6 +203,28 @@ fn reader_that_has_seen_enough_ends_consume_quietly() {
     assert_eq!(&first, b"some line\n");
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
+fn topics_that_wait_for_compaction_are_told_of() {
+    let broker = Broker::start("compacted", Start::default());
+    for (name, cleanup) in [("plain", Cleanup::Delete), ("table", Cleanup::Compact), ("both", Cleanup::CompactAndDelete)] {
+        let config = TopicConfig { cleanup, ..TopicConfig::default() };
+        broker.client().create_topic(&CreateTopic { name: name.into(), partition_count: 1, config }).unwrap();
+    }
+    let mut names = json(&broker.run(&["status", "--format", "json"]))["topics_not_compacted"].as_array().unwrap().clone();
+    names.sort_by_key(ToString::to_string);
+    assert_eq!(names, ["both", "table"]);
+    let said = ringmain(&["status", "--connect", &broker.address()], b"").stderr;
+    assert!(text(said).contains("every record stays: "));
+    let mut stream = TcpStream::connect(broker.ready().admin.unwrap()).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    stream.read_to_string(&mut metrics).unwrap();
+    for name in ["both", "table"] {
+        assert!(metrics.contains(&format!("ringmain_topic_not_compacted{{topic=\"{name}\"}} 1\n")), "{metrics}");
+    }
+    assert!(!metrics.contains("\"plain\""));
 }
 
 #[test]

@@ -15,4 +15,5 @@ mod native;
 mod queue;
 mod roundtrip;
 mod simulation;
+mod sink;
 mod tidy;

@@ -271,7 +271,7 @@ fn commands_in_the_readme_exist() {
         // `--help` after a verb proves the verb; the flags of the line must be in that help.
         let words: Vec<&str> = command.split_whitespace().collect();
         let verbs: Vec<&str> = words.iter().copied().take_while(|word| word.chars().all(|c| c.is_ascii_lowercase())).take(2).collect();
-        let verbs = if ["topic", "queue", "log", "config"].contains(verbs.first().unwrap_or(&"")) {
+        let verbs = if ["topic", "queue", "log", "config", "sink"].contains(verbs.first().unwrap_or(&"")) {
             &verbs[..]
         } else {
             &verbs[..verbs.len().min(1)]

@@ -261,9 +261,9 @@ impl<'a> Frame<'a> {
         Offset(self.header.broker.base_offset)
     }
 
-    /// The offset after the last record.
+    /// The offset after the last record; the largest there is in a header that lies.
     pub fn end_offset(&self) -> Offset {
-        Offset(self.header.broker.base_offset + u64::from(self.header.producer.record_count))
+        Offset(self.header.broker.base_offset.saturating_add(u64::from(self.header.producer.record_count)))
     }
 
     /// The partition it is for.

@@ -125,6 +125,24 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
+/// Gives every record of a native batch body the same timestamp, ms since the Unix epoch. The frame has to be sealed again.
+///
+/// Errors: the records can't be read; those before are changed.
+pub fn set_timestamps(body: &mut [u8], record_count: u32, timestamp_ms: i64) -> Result<(), RecordError> {
+    let mut at_bytes = BATCH_PREFIX_BYTES;
+    for seen in 0..record_count {
+        let mut records = Records { at_bytes, seen, ..Records::new(body, record_count)? };
+        records.read()?;
+        let delta = at_bytes + RECORD_HEADER_BYTES - size_of::<i64>();
+        at_bytes = records.at_bytes;
+        body[delta..delta + size_of::<i64>()].fill(0);
+    }
+    let prefix = body.get_mut(..BATCH_PREFIX_BYTES).ok_or(RecordError::Truncated { at_bytes: 0 })?;
+    prefix[..8].copy_from_slice(&timestamp_ms.to_le_bytes());
+    prefix[8..].copy_from_slice(&timestamp_ms.to_le_bytes());
+    Ok(())
+}
+
 /// `(base, largest)` record timestamp of a native batch body, in ms since the Unix epoch.
 pub fn batch_timestamps(body: &[u8]) -> Option<(i64, i64)> {
     let prefix: &[u8; BATCH_PREFIX_BYTES] = body.first_chunk()?;

@@ -11,10 +11,10 @@
 //! its answer's form isn't known. Everything else gets an error code from the one table in `errors`.
 
 pub mod api;
-mod batch;
+pub mod batch;
 pub mod decode;
 mod errors;
-pub(super) mod records;
+pub mod records;
 #[cfg(test)]
 mod tests;
 mod topic_config;
@@ -27,7 +27,7 @@ use kafka_protocol::messages::ApiKey;
 use crate::frontend::{Ends, Outbox, ProtocolError, Received, Session, View};
 use crate::request::{Fetched, Reply};
 use crate::router::letter::OwnedRequest;
-use api::{Call, Context};
+use api::{Answer, Call, Context};
 use decode::RequestHeader;
 
 /// Requests unanswered on one connection: enough for a producer's batches in flight.
@@ -158,22 +158,34 @@ impl KafkaSession {
         let Some(Slot { correlation, key, version, call, .. }) = self.calls.pop_front() else { return };
         self.first_number += 1;
         let context = Context::new(&self.config, self.ends, view);
-        let mut bytes = Vec::new();
-        bytes.extend_from_slice(&[0; LENGTH_BYTES]);
-        bytes.extend_from_slice(&correlation.to_be_bytes());
+        let mut answer = Answer::default();
+        answer.bytes.extend_from_slice(&[0; LENGTH_BYTES]);
+        answer.bytes.extend_from_slice(&correlation.to_be_bytes());
         if key.response_header_version(version) >= 1 {
-            bytes.push(0);
+            answer.bytes.push(0);
         }
-        match call.respond(version, &context, &mut bytes) {
-            Ok(true) => {
-                let length = (bytes.len() - LENGTH_BYTES) as u32;
-                bytes[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
-                out.push_vec(bytes);
-            }
+        match call.respond(version, &context, &mut answer) {
+            Ok(true) => send(answer, out),
             Ok(false) => {}
             Err(reason) => self.closing = Some(format!("{key:?} version {version}: {reason}")),
         }
     }
+}
+
+/// Fills in the length, and puts the batches between what was encoded around them.
+fn send(Answer { mut bytes, batches }: Answer, out: &mut Outbox) {
+    let length = (bytes.len() - LENGTH_BYTES + batches.iter().map(|(_, batches)| batches.len_bytes).sum::<usize>()) as u32;
+    bytes[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
+    if batches.is_empty() {
+        return out.push_vec(bytes);
+    }
+    let mut sent = 0;
+    for (at, batches) in batches {
+        out.push_bytes(&bytes[sent..at]);
+        out.push_ranges(batches.bytes, batches.ranges);
+        sent = at;
+    }
+    out.push_bytes(&bytes[sent..]);
 }
 
 impl Session for KafkaSession {

@@ -119,6 +119,20 @@ pub fn first_since(frame: &Frame<'_>, from: Offset, since_ms: i64) -> Result<Opt
     }
 }
 
+/// Checks a whole batch for a topic whose records are told apart by their keys. The only reason to look into a batch before it is stored.
+///
+/// Errors: what is wrong with it, for people.
+pub fn all_have_keys(body: &[u8], limit_bytes: usize) -> Result<(), &'static str> {
+    let unreadable = |Unreadable| "the batch can't be read, and its topic has to be able to tell records by their keys";
+    let batch = Batch::read_within(body, limit_bytes).map_err(unreadable)?;
+    let mut records = batch.records().map(|record| record.map(|record| record.key.is_some()));
+    match records.find(|has_key| *has_key != Ok(true)) {
+        None => Ok(()),
+        Some(Err(error)) => Err(unreadable(error)),
+        Some(Ok(_)) => Err("a record without a key, in a topic with cleanup.policy=compact"),
+    }
+}
+
 /// A Kafka batch, its records inflated.
 pub struct Batch<'a> {
     /// As stored.

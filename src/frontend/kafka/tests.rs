@@ -89,8 +89,11 @@ impl Peer {
     pub fn sent(&mut self) -> Vec<Bytes> {
         let mut bytes = Vec::new();
         for piece in std::mem::take(&mut self.out).pieces {
-            let Piece::Bytes(piece) = piece else { panic!("frames") };
-            bytes.extend_from_slice(&piece);
+            match piece {
+                Piece::Bytes(piece) => bytes.extend_from_slice(&piece),
+                Piece::Ranges { bytes: piece, ranges } => ranges.into_iter().for_each(|range| bytes.extend_from_slice(&piece[range])),
+                Piece::Frames { .. } => panic!("frames"),
+            }
         }
         let (mut bytes, mut responses) = (Bytes::from(bytes), Vec::new());
         while !bytes.is_empty() {

@@ -13,6 +13,8 @@ mod queue;
 mod tests;
 pub mod transcode;
 
+use std::collections::VecDeque;
+
 use ringmain_wire::control::{
     self, ControlError, CreateTopic, FetchRequest, Hello, HelloReply, ListOffsets, MetadataRequest, StatsRequest,
 };
@@ -26,8 +28,10 @@ use rkyv::Portable;
 use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
 
+use crate::frontend::kafka::records::first_since;
 use crate::frontend::{Outbox, ProtocolError, Received, Session, View};
 use crate::request::{Failure, Fetch, FetchData, Fetched, Reply, Request};
+use crate::router::letter::OwnedRequest;
 
 /// Largest request, envelope included, before the peer has said hello (DESIGN, invariant 13).
 pub const HELLO_LIMIT_BYTES: usize = 16 << 10;
@@ -64,6 +68,8 @@ pub struct NativeSession {
     receives: usize,
     /// There were any.
     has_received: bool,
+    /// Batches to be looked into before a request is answered.
+    asks: VecDeque<(u64, OwnedRequest)>,
 }
 
 /// What a reply needs to know of its request.
@@ -74,6 +80,15 @@ struct Pending {
     waiting: bool,
     /// A fetch that wants batches of other protocols as native ones.
     transcodes: bool,
+    /// The request asks for the first record since this time: which partition, and the batch that has it, once that is known.
+    time: Option<TimeQuery>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct TimeQuery {
+    partition: PartitionId,
+    since_ms: i64,
+    found: Option<(Offset, i64)>,
 }
 
 impl NativeSession {
@@ -87,6 +102,7 @@ impl NativeSession {
             makes_answers: false,
             receives: 0,
             has_received: false,
+            asks: VecDeque::new(),
         }
     }
 
@@ -97,7 +113,13 @@ impl NativeSession {
         self.receives += usize::from(is_receive);
         self.has_received |= is_receive;
         self.makes_answers |= transcodes || is_receive;
-        let pending = Pending { correlation: envelope.correlation, op: envelope.op, waiting: true, transcodes };
+        let list = if envelope.op == Op::ListOffsets as u16 { ListOffsets::read(body).ok() } else { None };
+        let time = list.filter(|list| list.timestamp_ms >= 0).map(|list| TimeQuery {
+            partition: PartitionId(list.partition),
+            since_ms: list.timestamp_ms,
+            found: None,
+        });
+        let pending = Pending { correlation: envelope.correlation, op: envelope.op, waiting: true, transcodes, time };
         if let Some(id) = self.free.pop() {
             self.pending[id as usize] = pending;
             return u64::from(id);
@@ -182,6 +204,16 @@ impl Session for NativeSession {
         pending.waiting = false;
         let Pending { correlation, op, transcodes, .. } = *pending;
         self.receives -= usize::from(op == Op::QueueReceive as u16);
+        if let Some(query) = &mut pending.time {
+            match query.answer(reply) {
+                Ok(answer) => reply = answer,
+                Err(fetch) => {
+                    pending.waiting = true;
+                    self.asks.push_back((id, OwnedRequest::Fetch(fetch)));
+                    return;
+                }
+            }
+        }
         if let Reply::Fetched { head, data: FetchData::Owned(bytes) } = &mut reply
             && (transcodes || !head.aborted.is_empty())
         {
@@ -194,8 +226,12 @@ impl Session for NativeSession {
         encode::reply(op, correlation, reply, moved, out);
     }
 
+    fn poll_request(&mut self) -> Option<(u64, OwnedRequest)> {
+        self.asks.pop_front()
+    }
+
     fn reads_frames(&self, id: u64, head: &Fetched) -> bool {
-        self.pending.get(id as usize).is_some_and(|pending| pending.transcodes) || !head.aborted.is_empty()
+        self.pending.get(id as usize).is_some_and(|pending| pending.transcodes || pending.time.is_some()) || !head.aborted.is_empty()
     }
 
     fn makes_answers(&self) -> bool {
@@ -220,6 +256,27 @@ impl Session for NativeSession {
 
     fn is_established(&self) -> bool {
         self.established
+    }
+}
+
+impl TimeQuery {
+    /// The answer, or what has to be read before: a shard knows which batch it is, and of another protocol's batch no more.
+    fn answer(&mut self, reply: Reply) -> Result<Reply, Fetch> {
+        match (reply, self.found) {
+            (Reply::Offset { offset, timestamp_ms, found: true }, None) => {
+                self.found = Some((offset, timestamp_ms));
+                // The first batch comes whole, whatever the limit.
+                Err(Fetch { partition: self.partition, from: offset, min_bytes: 0, max_bytes: 1, max_wait_ms: 0, committed_only: true })
+            }
+            (Reply::Fetched { data: FetchData::Owned(bytes), .. }, Some((from, at_ms))) => {
+                let frames = frame::frames(&bytes).map_while(Result::ok).filter(|frame| frame.end_offset() > from);
+                // The batch itself is near enough where its records can't be read.
+                let exact = frames.map_while(|frame| first_since(&frame, from, self.since_ms).ok()).flatten().next();
+                let (offset, timestamp_ms) = exact.unwrap_or((from, at_ms));
+                Ok(Reply::Offset { offset, timestamp_ms, found: true })
+            }
+            (reply, _) => Ok(reply),
+        }
     }
 }
 

@@ -713,6 +713,48 @@ fn fetched_with(request_flags: u32, frames: Vec<u8>, aborted: Vec<crate::request
     sent
 }
 
+/// A shard knows the batch of another door that has it; the first record so young is found in the batch.
+#[test]
+fn offset_by_time_is_the_exact_record_of_a_foreign_batch() {
+    let since = |since_ms: i64, reply: Reply, frames: Option<Vec<u8>>| {
+        let mut session = established();
+        let mut out = Outbox::default();
+        let list = ListOffsets { version: CONTROL_VERSION, reserved: 0, partition: 3, timestamp_ms: since_ms };
+        let bytes = request(Op::ListOffsets, 9, &list.to_bytes());
+        let Ok(Received::Request { id, .. }) = session.receive(&bytes, view!(), &mut out) else { panic!("refused") };
+        session.reply(id, reply, false, view!(), &mut out);
+        let asked = session.poll_request();
+        assert_eq!(asked.is_some(), frames.is_some());
+        if let (Some((id, OwnedRequest::Fetch(fetch))), Some(frames)) = (asked, frames) {
+            assert_eq!((fetch.partition, fetch.from, session.in_flight()), (PartitionId(3), Offset(10), 1));
+            let head = Fetched {
+                partition: PartitionId(3),
+                high_watermark: Offset(100),
+                last_stable: Offset(100),
+                log_start: Offset(0),
+                next_offset: Offset(100),
+                bytes: frames.len() as u32,
+                aborted: Box::default(),
+            };
+            assert!(out.is_empty() && session.reads_frames(id, &head));
+            session.reply(id, Reply::Fetched { head, data: FetchData::Owned(frames) }, false, view!(), &mut out);
+        }
+        assert!(session.in_flight() == 0 && session.poll_request().is_none());
+        let (envelope, body) = one_reply(&out);
+        assert_eq!((envelope.op, envelope.correlation), (Op::ListOffsets as u16, 9));
+        let reply = control::ListOffsetsReply::read(&body).unwrap();
+        (reply.found == 1, reply.offset, reply.timestamp_ms)
+    };
+    // Its records are of 1000, 1001, 1002.
+    let found = || Reply::Offset { offset: Offset(10), timestamp_ms: 1_002, found: true };
+    assert_eq!(since(1_001, found(), Some(foreign_frame(3, 10, -1, 0))), (true, 11, 1_001));
+    assert_eq!(since(7, found(), Some(foreign_frame(3, 10, -1, 0))), (true, 10, 1_000));
+    // Cut away meanwhile, or unreadable: the batch is near enough.
+    assert_eq!(since(1_001, found(), Some(Vec::new())), (true, 10, 1_002));
+    assert_eq!(since(1_001, Reply::Offset { offset: Offset(50), timestamp_ms: -1, found: false }, None), (false, 50, -1));
+    assert_eq!(since(-1, found(), None), (true, 10, 1_002));
+}
+
 #[test]
 fn foreign_batches_come_as_native_ones_to_who_asks_for_that() {
     let frames = [foreign_frame(3, 10, -1, 0), foreign_frame(2, 13, -1, 0)].concat();

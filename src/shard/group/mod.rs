@@ -383,7 +383,7 @@ impl Group {
             .offsets
             .staged_epoch(producer_id)
             .is_some_and(|staged| if commit { staged == producer_epoch } else { staged <= producer_epoch });
-        let staged = if is_meant { self.offsets.unstage(producer_id) } else { Vec::new() };
+        let staged = if is_meant { self.offsets.unstage(producer_id, commit) } else { Vec::new() };
         if commit { staged } else { Vec::new() }
     }
 
@@ -416,7 +416,10 @@ impl Groups {
                 .map(|(id, member)| (member.named(id), member.metadata(&group.protocol).to_vec(), member.assignment.clone()))
                 .collect(),
             offsets: group.offsets.logged_after(None).map(|(partition, committed)| (partition, committed.clone())).collect(),
-            staged: group.offsets.all_staged().map(|(producer_id, staged)| (producer_id, staged.clone())).collect(),
+            staged: {
+                let all = group.offsets.all_staged().into_iter();
+                all.map(|(producer_id, epoch, partition, committed)| (producer_id, epoch, partition, committed.clone())).collect()
+            },
         });
         groups.collect()
     }
@@ -438,5 +441,6 @@ pub struct GroupSummary {
     leader: String,
     members: Vec<(MemberRef, Vec<u8>, Vec<u8>)>,
     offsets: Vec<(PartitionId, Committed)>,
-    staged: Vec<(ProducerId, offsets::Staged)>,
+    /// In the order in which it came.
+    staged: Vec<(ProducerId, u16, PartitionId, Committed)>,
 }

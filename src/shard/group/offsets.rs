@@ -2,6 +2,10 @@
 //!
 //! A committed offset is readable once it is durable; until then the value before it is. A checkpoint stores what was
 //! logged last, durable or not: it lies behind that in the log.
+//!
+//! The later of two commits counts, by the order in which they came: a transaction's comes when it is staged, not when it is decided. So a
+//! commit makes void what was staged for the partition before it. Source: Apache Kafka 4, `OffsetMetadataManager`, which
+//! compares the offsets of both records in its own log.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -38,8 +42,14 @@ struct Entry {
 pub struct Staged {
     /// Of the producer, when it staged this.
     pub producer_epoch: u16,
-    /// By partition.
-    pub offsets: BTreeMap<PartitionId, Committed>,
+    /// By partition, each with its place in the order of all that was staged in this group.
+    pub offsets: BTreeMap<PartitionId, (u64, Committed)>,
+}
+
+impl Staged {
+    fn charge(&self) -> usize {
+        self.offsets.values().map(|(_, committed)| ENTRY_BYTES + committed.metadata.len()).sum()
+    }
 }
 
 /// A group's offsets.
@@ -47,6 +57,8 @@ pub struct Staged {
 pub struct GroupOffsets {
     entries: BTreeMap<PartitionId, Entry>,
     staged: BTreeMap<i64, Staged>,
+    /// Counts what was staged since the start.
+    staged_count: u64,
     charged_bytes: usize,
 }
 
@@ -108,12 +120,28 @@ impl GroupOffsets {
         if let Some(entry) = self.entries.remove(&partition) {
             self.charged_bytes -= charge(&entry);
         }
+        self.overtake(partition, u64::MAX);
+    }
+
+    /// A commit is logged: what was staged there before it will have no effect.
+    pub fn supersede(&mut self, partition: PartitionId) {
+        self.overtake(partition, u64::MAX);
+    }
+
+    /// Drops what was staged for a partition before `order`.
+    fn overtake(&mut self, partition: PartitionId, order: u64) {
+        let mut is_empty = false;
         for staged in self.staged.values_mut() {
-            if let Some(committed) = staged.offsets.remove(&partition) {
+            if staged.offsets.get(&partition).is_some_and(|(staged, _)| *staged < order)
+                && let Some((_, committed)) = staged.offsets.remove(&partition)
+            {
                 self.charged_bytes -= ENTRY_BYTES + committed.metadata.len();
+                is_empty |= staged.offsets.is_empty();
             }
         }
-        self.staged.retain(|_, staged| !staged.offsets.is_empty());
+        if is_empty {
+            self.staged.retain(|_, staged| !staged.offsets.is_empty());
+        }
     }
 
     /// Forgets every partition that `keeps` doesn't name.
@@ -127,12 +155,14 @@ impl GroupOffsets {
         let staged = self.staged.entry(producer_id.0).or_default();
         let mut gone = 0;
         if staged.producer_epoch != producer_epoch {
-            gone += staged.offsets.values().map(|old| ENTRY_BYTES + old.metadata.len()).sum::<usize>();
+            gone += staged.charge();
             *staged = Staged { producer_epoch, offsets: BTreeMap::new() };
         }
         for (partition, committed) in offsets {
             self.charged_bytes += ENTRY_BYTES + committed.metadata.len();
-            gone += staged.offsets.insert(partition, committed).map_or(0, |old| ENTRY_BYTES + old.metadata.len());
+            self.staged_count += 1;
+            let before = staged.offsets.insert(partition, (self.staged_count, committed));
+            gone += before.map_or(0, |(_, old)| ENTRY_BYTES + old.metadata.len());
         }
         self.charged_bytes -= gone;
     }
@@ -142,11 +172,15 @@ impl GroupOffsets {
         self.staged.get(&producer_id.0).map(|staged| staged.producer_epoch)
     }
 
-    /// The producer's transaction is decided: what it had staged.
-    pub fn unstage(&mut self, producer_id: ProducerId) -> Vec<(PartitionId, Committed)> {
+    /// The producer's transaction is decided: what it had staged and no commit has overtaken. If that takes effect, it overtakes what
+    /// others had staged before it.
+    pub fn unstage(&mut self, producer_id: ProducerId, takes_effect: bool) -> Vec<(PartitionId, Committed)> {
         let staged = self.staged.remove(&producer_id.0).unwrap_or_default();
-        self.charged_bytes -= staged.offsets.values().map(|old| ENTRY_BYTES + old.metadata.len()).sum::<usize>();
-        staged.offsets.into_iter().collect()
+        self.charged_bytes -= staged.charge();
+        for (partition, (order, _)) in staged.offsets.iter().filter(|_| takes_effect) {
+            self.overtake(*partition, *order);
+        }
+        staged.offsets.into_iter().map(|(partition, (_, committed))| (partition, committed)).collect()
     }
 
     /// The partitions after `after`, with what was logged last about each.
@@ -158,9 +192,17 @@ impl GroupOffsets {
         })
     }
 
-    /// What transactions have staged, by producer.
-    pub fn all_staged(&self) -> impl Iterator<Item = (ProducerId, &Staged)> {
-        self.staged.iter().map(|(producer_id, staged)| (ProducerId(*producer_id), staged))
+    /// What transactions have staged, in the order in which it came: producer and its epoch, partition, offset.
+    pub fn all_staged(&self) -> Vec<(ProducerId, u16, PartitionId, &Committed)> {
+        let each = self.staged.iter().flat_map(|(producer_id, staged)| {
+            staged
+                .offsets
+                .iter()
+                .map(|(partition, (order, committed))| (*order, ProducerId(*producer_id), staged.producer_epoch, *partition, committed))
+        });
+        let mut all: Vec<_> = each.collect();
+        all.sort_unstable_by_key(|(order, ..)| *order);
+        all.into_iter().map(|(_, producer_id, epoch, partition, committed)| (producer_id, epoch, partition, committed)).collect()
     }
 
     fn change(&mut self, partition: PartitionId, change: impl FnOnce(&mut Entry)) {

@@ -51,12 +51,15 @@ impl Group {
         records
     }
 
-    /// What transactions have staged here.
-    pub fn staged_records(&self) -> impl Iterator<Item = StateRecord> {
-        self.offsets.all_staged().flat_map(|(producer_id, staged)| {
-            let offsets: Vec<_> = staged.offsets.iter().map(|(partition, committed)| (*partition, committed.clone())).collect();
-            staged_records(&self.name, producer_id, staged.producer_epoch, &offsets)
-        })
+    /// What transactions have staged here, in the order in which it came.
+    pub fn staged_records(&self) -> Vec<StateRecord> {
+        let all = self.offsets.all_staged();
+        let by_producer = all.chunk_by(|(a, ..), (b, ..)| a == b);
+        let records = by_producer.flat_map(|staged| {
+            let offsets: Vec<_> = staged.iter().map(|(_, _, partition, committed)| (*partition, (*committed).clone())).collect();
+            staged_records(&self.name, staged[0].0, staged[0].1, &offsets)
+        });
+        records.collect()
     }
 }
 
@@ -169,6 +172,7 @@ impl Groups {
                 let group = self.at_replay(&group);
                 for (partition, committed) in offsets.into_iter().map(committed) {
                     group.last_commit_ms = group.last_commit_ms.max(committed.commit_ms);
+                    group.offsets.supersede(partition);
                     group.offsets.restore(partition, committed);
                 }
             }

@@ -239,6 +239,11 @@ impl Shard {
         if let Err(error) = self.log_records(offset_records(name, &offsets), now) {
             return self.append_failed(origin, error);
         }
+        if let Some(group) = self.groups.groups.get_mut(name) {
+            let before = group.offsets.charged_bytes();
+            offsets.iter().for_each(|(partition, _)| group.offsets.supersede(*partition));
+            self.groups.common.charged_bytes = self.groups.common.charged_bytes + group.offsets.charged_bytes() - before;
+        }
         self.commit_logged(origin, name, offsets, answer, now);
         Ok(())
     }

@@ -932,6 +932,37 @@ fn staged_offsets_take_effect_with_their_transaction_only() {
     assert_eq!(rig.power_cut().offsets(true), (vec![(1, 9)], vec![]));
 }
 
+/// Whatever comes later counts, in whatever order transactions are decided; also after a restart, and from a checkpoint.
+#[test]
+fn staged_offset_gives_way_to_what_was_committed_after_it() {
+    for cuts in [false, true] {
+        let decide = |producer, commit| GroupAction::Decide { producer_id: ProducerId(producer), producer_epoch: 1, commit };
+        let stage = |producer, partition, offset| commit_by("", NO_GENERATION, &[(partition, offset)], Some((ProducerId(producer), 1)));
+        let go_on = |rig: Rig| if cuts { rig.power_cut() } else { rig };
+        let mut rig = Rig::with_groups();
+        rig.group(stage(4, 1, 9)).unwrap();
+        rig.group(stage(4, 2, 9)).unwrap();
+        rig.commit_as("", NO_GENERATION, &[(1, 5)]).unwrap();
+        rig = go_on(rig);
+        // What is void leaves nobody waiting.
+        assert_eq!(rig.offsets(true), (vec![(1, 5)], vec![2]));
+        rig.group(decide(4, true)).unwrap();
+        rig = go_on(rig);
+        assert_eq!(rig.offsets(true), (vec![(1, 5), (2, 9)], vec![]));
+        rig.group(stage(5, 1, 20)).unwrap();
+        rig.group(stage(6, 1, 21)).unwrap();
+        rig.group(stage(5, 2, 22)).unwrap();
+        rig.group(stage(6, 2, 23)).unwrap();
+        rig.group(stage(5, 2, 24)).unwrap();
+        rig = go_on(rig);
+        rig.group(decide(6, true)).unwrap();
+        rig = go_on(rig);
+        rig.group(decide(5, true)).unwrap();
+        rig = go_on(rig);
+        assert_eq!(rig.offsets(true), (vec![(1, 21), (2, 24)], vec![]));
+    }
+}
+
 #[test]
 fn fenced_shard_tells_members_and_still_knows_its_offsets() {
     let mut rig = Rig::with_groups();

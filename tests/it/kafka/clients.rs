@@ -38,6 +38,11 @@ pub fn clients() -> Option<&'static Clients> {
 }
 
 impl Clients {
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// A Python program of `tests/clients`.
     pub fn python(&self, program: &str) -> Command {
         let mut command = Command::new(self.directory.join("python/bin/python"));
@@ -46,8 +51,23 @@ impl Clients {
         command
     }
 
+    /// The program `tests/clients/node.js`, for Node.
+    pub fn node(&self) -> Command {
+        let mut command = Command::new("node");
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/node.js")).arg(self.directory.join("node"));
+        command
+    }
+
     pub fn rdkafka(&self) -> Command {
         Command::new(self.directory.join("rdkafka-check"))
+    }
+
+    /// The search engine of `tests/clients/Search.java`; its arguments are a directory and a port.
+    pub fn search(&self) -> Command {
+        let mut command = Command::new("java");
+        command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx384m", "-cp"]);
+        command.arg(format!("{0}/search/*:{0}/search", self.directory.display())).arg("Search");
+        command
     }
 
     /// One of Kafka's command-line tools, or `Check`, the program of `tests/clients`.

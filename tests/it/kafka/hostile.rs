@@ -12,10 +12,26 @@ use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use super::clients::broker;
 use crate::harness::{Broker, Random};
 
-/// The answer to nonsense takes a tenth of that; this is for a machine that is busy with other tests.
-const AT_ONCE: Duration = Duration::from_secs(1);
-/// For what goes to the disk.
+/// Most that the answer to nonsense may take.
+const AT_ONCE: Duration = Duration::from_millis(100);
+/// A machine that is busy with other tests can delay any one answer, but not all of so many.
+const TRIES: u32 = 10;
+/// For an answer that is late.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What `run` gives, which must take less than [`AT_ONCE`] at best.
+fn at_once<T>(what: &str, mut run: impl FnMut() -> T) -> T {
+    let mut best = Duration::MAX;
+    for _ in 0..TRIES {
+        let began = Instant::now();
+        let outcome = run();
+        best = best.min(began.elapsed());
+        if best < AT_ONCE {
+            return outcome;
+        }
+    }
+    panic!("{what}: {best:?} at best in {TRIES} tries; {AT_ONCE:?} is allowed");
+}
 
 struct Peer(TcpStream);
 
@@ -32,7 +48,7 @@ impl Peer {
     fn connect(broker: &Broker) -> Peer {
         let stream = TcpStream::connect(broker.kafka()).unwrap();
         stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(AT_ONCE)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Peer(stream)
     }
 
@@ -132,14 +148,15 @@ fn nonsense_closes_the_connection_and_nothing_else() {
     }
     for greeted in [false, true] {
         for (what, bytes) in &cases {
-            let mut peer = Peer::connect(&broker);
-            if greeted {
-                peer.greet();
-            }
-            peer.send(bytes);
-            let began = Instant::now();
-            assert_eq!(peer.outcome(), Outcome::Closed, "{what}, greeted: {greeted}");
-            assert!(began.elapsed() < AT_ONCE, "{what}: {:?}", began.elapsed());
+            let outcome = at_once(what, || {
+                let mut peer = Peer::connect(&broker);
+                if greeted {
+                    peer.greet();
+                }
+                peer.send(bytes);
+                peer.outcome()
+            });
+            assert_eq!(outcome, Outcome::Closed, "{what}, greeted: {greeted}");
         }
     }
     bystander.greet();
@@ -152,8 +169,11 @@ fn unknown_version_of_api_versions_is_told_the_versions() {
     let broker = broker("kafka-versions");
     let mut peer = Peer::connect(&broker);
     // Whatever this version's body may be.
-    peer.send(&raw(18, 77, &[1, 2, 3, 4, 5]));
-    let Outcome::Answer(answer) = peer.outcome() else { panic!("no answer") };
+    let outcome = at_once("an unknown version of ApiVersions", || {
+        peer.send(&raw(18, 77, &[1, 2, 3, 4, 5]));
+        peer.outcome()
+    });
+    let Outcome::Answer(answer) = outcome else { panic!("no answer") };
     assert_eq!(&answer[..4], [0, 0, 0, 5]);
     let versions = k::ApiVersionsResponse::decode(&mut &answer[4..], 0).unwrap();
     assert_eq!(versions.error_code, 35);
@@ -198,7 +218,6 @@ fn produce(peer: &mut Peer, records: Option<Vec<u8>>) -> (i16, i64) {
         TopicProduceData::default().with_name(k::TopicName(StrBytes::from_static_str("hostile"))).with_partition_data(vec![partition]);
     let request = k::ProduceRequest::default().with_acks(-1).with_timeout_ms(1000).with_topic_data(vec![topic]);
     peer.send(&message(k::ApiKey::Produce, 7, &request));
-    peer.0.set_read_timeout(Some(PATIENCE)).unwrap();
     let Outcome::Answer(answer) = peer.outcome() else { panic!("no answer to a batch") };
     let response = k::ProduceResponse::decode(&mut &answer[4..], 7).unwrap();
     let partition = &response.responses[0].partition_responses[0];
@@ -218,7 +237,7 @@ fn batches_that_are_wrong_are_refused_and_leave_no_trace() {
         batch
     };
     let mut refused = |what: &str, records: Option<Vec<u8>>, codes: &[i16]| {
-        let (code, _) = produce(&mut peer, records);
+        let (code, _) = at_once(what, || produce(&mut peer, records.clone()));
         assert!(codes.contains(&code), "{what}: error {code}, not one of {codes:?}");
     };
     refused("no records", None, &[CORRUPT, 42, 87]);
@@ -289,9 +308,8 @@ fn answers_that_nobody_reads_are_bounded() {
             }
         }
     }
-    let began = Instant::now();
-    assert_eq!(produce(&mut writer, Some(batch())).0, 0);
-    assert!(began.elapsed() < 2 * AT_ONCE, "another connection waits {:?}", began.elapsed());
+    // Durable, with a flush of the disk in it.
+    assert_eq!(at_once("another connection", || produce(&mut writer, Some(batch())).0), 0);
     let grown = resident_bytes(&broker).saturating_sub(before);
     assert!(grown < 128 << 20, "{grown} bytes more for 16 connections");
     for peer in &peers {

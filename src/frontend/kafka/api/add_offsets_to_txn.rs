@@ -3,7 +3,7 @@
 use kafka_protocol::messages::AddOffsetsToTxnResponse;
 
 use super::transaction::{self, Step};
-use super::{Call, Context, encode};
+use super::{Answer, Call, Context, encode};
 use crate::frontend::kafka::decode::AddOffsetsToTxnRequest;
 use crate::request::Reply;
 use crate::request::transaction::TransactionAction;
@@ -35,7 +35,7 @@ impl Call for AddOffsetsToTxn {
         self.step.answer(&reply);
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         encode(&AddOffsetsToTxnResponse::default().with_error_code(self.step.error), version, out)
     }
 }

@@ -3,7 +3,7 @@
 use kafka_protocol::messages::add_partitions_to_txn_response::{AddPartitionsToTxnPartitionResult, AddPartitionsToTxnTopicResult};
 use kafka_protocol::messages::{AddPartitionsToTxnResponse, TopicName};
 
-use super::{Call, Context, encode, text, transaction};
+use super::{Answer, Call, Context, encode, text, transaction};
 use crate::frontend::kafka::decode::AddPartitionsToTxnRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -60,7 +60,7 @@ impl Call for AddPartitionsToTxn {
         self.topics.iter_mut().flat_map(|(_, parts)| parts).for_each(|(_, error)| *error = code);
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let topics = self.topics.into_iter().map(|(name, parts)| {
             let parts = parts.into_iter().map(|(index, error)| {
                 AddPartitionsToTxnPartitionResult::default().with_partition_index(index).with_partition_error_code(error)

@@ -7,7 +7,7 @@ use ringmain_wire::ErrorCode;
 use ringmain_wire::control::{AlterTopic, TopicConfig};
 
 use super::configs::TOPIC;
-use super::{Call, Context, encode, text};
+use super::{Answer, Call, Context, encode, text};
 use crate::frontend::kafka::decode::{AlterConfigsRequest, IncrementalAlterConfigsRequest};
 use crate::frontend::kafka::errors::{self, Refused};
 use crate::frontend::kafka::topic_config::{self, Kind, SETTINGS};
@@ -146,7 +146,7 @@ impl Call for AlterConfigs {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let parts = self.resources.into_iter().map(|resource| {
             let (code, message) = resource.refused.map_or((errors::NONE, None), |refused| (refused.code, Some(text(refused.message))));
             (code, message, resource.kind, text(resource.name))

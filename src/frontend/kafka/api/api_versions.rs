@@ -4,7 +4,7 @@
 use kafka_protocol::messages::ApiVersionsResponse;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 
-use super::{Call, Context, SERVED, encode};
+use super::{Answer, Call, Context, SERVED, encode};
 use crate::frontend::kafka::decode::ApiVersionsRequest;
 use crate::frontend::kafka::errors;
 
@@ -26,7 +26,7 @@ impl ApiVersions {
 }
 
 impl Call for ApiVersions {
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let api = |served: &super::Served| {
             ApiVersion::default().with_api_key(served.key as i16).with_min_version(served.advertised_from).with_max_version(served.to)
         };

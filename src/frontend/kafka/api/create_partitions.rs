@@ -4,7 +4,7 @@ use kafka_protocol::messages::create_partitions_response::CreatePartitionsTopicR
 use kafka_protocol::messages::{CreatePartitionsResponse, TopicName};
 use ringmain_wire::control::AlterTopic;
 
-use super::{Call, Context, encode, text};
+use super::{Answer, Call, Context, encode, text};
 use crate::frontend::kafka::decode::{CreatePartitionsRequest, CreatePartitionsTopic};
 use crate::frontend::kafka::errors::{self, Refused};
 use crate::request::Reply;
@@ -65,7 +65,7 @@ impl Call for CreatePartitions {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let results = self.topics.into_iter().map(|(name, wanted)| {
             let result = CreatePartitionsTopicResult::default().with_name(TopicName(text(name)));
             match wanted {

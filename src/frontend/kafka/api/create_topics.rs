@@ -8,7 +8,7 @@ use ringmain_wire::control::{CreateTopic, TopicConfig};
 
 use super::configs::Source;
 use super::metadata::topic_uuid;
-use super::{Call, Context, encode, text};
+use super::{Answer, Call, Context, encode, text};
 use crate::frontend::kafka::decode::{CreatableTopic, CreateTopicsRequest};
 use crate::frontend::kafka::errors::{self, Refused};
 use crate::frontend::kafka::topic_config::{self, SETTINGS};
@@ -117,7 +117,7 @@ impl Call for CreateTopics {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let topics = self.topics.into_iter().map(|wanted| {
             let result = CreatableTopicResult::default().with_name(TopicName(text(wanted.name)));
             let result = match wanted.topic {

@@ -4,7 +4,7 @@ use kafka_protocol::messages::delete_records_response::{DeleteRecordsPartitionRe
 use kafka_protocol::messages::{DeleteRecordsResponse, TopicName};
 use ringmain_wire::{Offset, PartitionId};
 
-use super::{Call, Context, encode, place, text};
+use super::{Answer, Call, Context, encode, place, text};
 use crate::frontend::kafka::decode::DeleteRecordsRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -67,7 +67,7 @@ impl Call for DeleteRecords {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let mut parts = self.parts.into_iter();
         let topics = self.topics.into_iter().map(|(name, count)| {
             let partitions = parts.by_ref().take(count).map(|part| {

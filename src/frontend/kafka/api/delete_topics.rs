@@ -3,7 +3,7 @@
 use kafka_protocol::messages::delete_topics_response::DeletableTopicResult;
 use kafka_protocol::messages::{DeleteTopicsResponse, TopicName};
 
-use super::{Call, Context, encode, text};
+use super::{Answer, Call, Context, encode, text};
 use crate::frontend::kafka::decode::DeleteTopicsRequest;
 use crate::frontend::kafka::errors::{self, Refused};
 use crate::request::Reply;
@@ -37,7 +37,7 @@ impl Call for DeleteTopics {
         };
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let results = self.topics.into_iter().map(|(name, refused)| {
             let result = DeletableTopicResult::default().with_name(Some(TopicName(text(name))));
             match refused {

@@ -4,7 +4,7 @@ use kafka_protocol::messages::describe_cluster_response::DescribeClusterBroker;
 use kafka_protocol::messages::{BrokerId, DescribeClusterResponse};
 
 use super::metadata::cluster_id;
-use super::{Call, Context, encode, text};
+use super::{Answer, Call, Context, encode, text};
 use crate::frontend::kafka::decode::DescribeClusterRequest;
 use crate::frontend::kafka::errors;
 
@@ -24,7 +24,7 @@ impl DescribeCluster {
 }
 
 impl Call for DescribeCluster {
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let mut response = DescribeClusterResponse::default().with_cluster_id(text(cluster_id(context.config)));
         if version >= 1 {
             response.endpoint_type = BROKERS;

@@ -4,7 +4,7 @@ use kafka_protocol::messages::DescribeConfigsResponse;
 use kafka_protocol::messages::describe_configs_response::{DescribeConfigsResourceResult, DescribeConfigsResult, DescribeConfigsSynonym};
 
 use super::configs::{BROKER, Source, TOPIC, broker_settings, node_of};
-use super::{Call, Context, encode, text};
+use super::{Answer, Call, Context, encode, text};
 use crate::frontend::kafka::decode::{DescribeConfigsRequest, DescribeConfigsResource};
 use crate::frontend::kafka::errors;
 use crate::frontend::kafka::topic_config::{Kind, SETTINGS};
@@ -112,7 +112,7 @@ impl Call for DescribeConfigs {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let include_synonyms = self.include_synonyms;
         let results = self.resources.into_iter().map(|resource| {
             let configs = resource.settings.into_iter().map(|found| {

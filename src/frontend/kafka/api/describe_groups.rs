@@ -5,7 +5,7 @@ use kafka_protocol::messages::describe_groups_response::{DescribedGroup, Describ
 use kafka_protocol::messages::{DescribeGroupsResponse, GroupId};
 use ringmain_wire::ErrorCode;
 
-use super::{Call, Context, encode, group, text};
+use super::{Answer, Call, Context, encode, group, text};
 use crate::frontend::kafka::decode::DescribeGroupsRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -44,7 +44,7 @@ impl Call for DescribeGroups {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let groups = self.groups.into_iter().map(|(name, error, found)| {
             let described = DescribedGroup::default().with_error_code(error).with_group_id(GroupId(text(name)));
             let Some(found) = found else {

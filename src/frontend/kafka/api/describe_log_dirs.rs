@@ -6,7 +6,7 @@ use kafka_protocol::messages::describe_log_dirs_response::{DescribeLogDirsPartit
 use kafka_protocol::messages::{DescribeLogDirsResponse, TopicName};
 
 use super::metadata::node_of_shard;
-use super::{Call, Context, encode, text};
+use super::{Answer, Call, Context, encode, text};
 use crate::frontend::kafka::decode::DescribeLogDirsRequest;
 use crate::request::Reply;
 use crate::router::letter::OwnedRequest;
@@ -71,7 +71,7 @@ impl Call for DescribeLogDirs {
         self.ask(context);
     }
 
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let directory = DescribeLogDirsResult::default().with_log_dir(text(context.config.data_dir.as_str())).with_topics(self.topics);
         encode(&DescribeLogDirsResponse::default().with_results(vec![directory]), version, out)
     }

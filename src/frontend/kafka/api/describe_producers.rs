@@ -5,7 +5,7 @@ use kafka_protocol::messages::{DescribeProducersResponse, ProducerId, TopicName}
 use ringmain_wire::PartitionId;
 
 use super::transaction::PARTS_AT_A_TIME;
-use super::{Call, Context, encode, text};
+use super::{Answer, Call, Context, encode, text};
 use crate::frontend::kafka::decode::DescribeProducersRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -73,7 +73,7 @@ impl Call for DescribeProducers {
         self.ask(context);
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let mut parts = self.parts.into_iter();
         let topics = self.topics.into_iter().map(|(name, count)| {
             let partitions = parts.by_ref().take(count).map(|part| {

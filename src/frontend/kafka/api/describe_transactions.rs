@@ -6,7 +6,7 @@ use kafka_protocol::messages::describe_transactions_response::{TopicData, Transa
 use kafka_protocol::messages::{DescribeTransactionsResponse, ProducerId, TopicName, TransactionalId};
 
 use super::transaction::PARTS_AT_A_TIME;
-use super::{Call, Context, encode, text, transaction};
+use super::{Answer, Call, Context, encode, text, transaction};
 use crate::frontend::kafka::decode::DescribeTransactionsRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -62,7 +62,7 @@ impl Call for DescribeTransactions {
         self.ask(context);
     }
 
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let states = self.ids.into_iter().map(|Asked { id, error, found }| {
             let state = TransactionState::default().with_error_code(error).with_transactional_id(TransactionalId(text(id)));
             let Some(TransactionDescription { listing, timeout_ms, partitions, .. }) = found else { return state };

@@ -2,14 +2,14 @@
 //! little, every shard concerned tells when there is more, and they are asked again.
 //!
 //! There are no fetch sessions: every request names its partitions, which clients understand from session id 0.
+//!
+//! The response is encoded here, by hand, around the stored batches: they are sent from the copy that came from the log.
 
-use bytes::Bytes;
-use kafka_protocol::messages::fetch_response::{AbortedTransaction, FetchableTopicResponse, PartitionData};
-use kafka_protocol::messages::{FetchResponse, ProducerId, TopicName};
-use ringmain_wire::{Offset, PartitionId, ShardId, frame};
+use ringmain_wire::frame::{self, HEADER_BYTES};
+use ringmain_wire::{Format, Offset, PartitionId, ShardId};
 
 use super::metadata::leader_epoch;
-use super::{Call, Context, TopicParts, check_epoch, encode, place, text};
+use super::{Answer, Batches, Call, Context, TopicParts, check_epoch, place};
 use crate::frontend::kafka::decode::{FetchPartition, FetchRequest};
 use crate::frontend::kafka::{errors, records};
 use crate::request::{Fetch as ShardFetch, FetchData, Fetched, Reply, Watch};
@@ -19,6 +19,8 @@ use crate::router::letter::OwnedRequest;
 const RESPONSE_MAX_BYTES: usize = 8 << 20;
 /// Partitions asked at a time: their answers are in memory together.
 const PARTS_AT_A_TIME: usize = 16;
+/// Batches that are shorter on average are moved together before they are sent: a send takes 64 pieces and 256 KiB.
+const PIECE_LEAST_BYTES: usize = 4096;
 /// Longest wait.
 const WAIT_MAX_MS: u32 = 30_000;
 
@@ -38,6 +40,8 @@ pub struct Fetch {
     /// Of `max_bytes`: promised to partitions that haven't answered.
     promised_bytes: usize,
     got_bytes: usize,
+    /// With what is beside the batches in memory: at most twice as much.
+    held_bytes: usize,
     is_watching: bool,
     is_last_round: bool,
 }
@@ -53,8 +57,9 @@ struct Part {
     high_watermark: i64,
     last_stable: i64,
     log_start: i64,
-    aborted: Vec<AbortedTransaction>,
-    records: Vec<u8>,
+    /// Producer id and first offset.
+    aborted: Vec<(i64, i64)>,
+    batches: Batches,
 }
 
 impl Fetch {
@@ -83,6 +88,7 @@ impl Fetch {
             unanswered: 0,
             promised_bytes: 0,
             got_bytes: 0,
+            held_bytes: 0,
             is_watching: false,
             is_last_round: false,
         }
@@ -143,10 +149,10 @@ impl Fetch {
 
     fn ask_again(&mut self, context: &mut Context<'_>) {
         for part in &mut self.parts {
-            part.records = Vec::new();
+            part.batches = Batches::default();
             part.aborted = Vec::new();
         }
-        (self.next, self.got_bytes, self.promised_bytes) = (0, 0, 0);
+        (self.next, self.got_bytes, self.held_bytes, self.promised_bytes) = (0, 0, 0, 0);
         self.ask(context);
     }
 
@@ -156,32 +162,69 @@ impl Fetch {
         part.last_stable = head.last_stable.0 as i64;
         part.log_start = head.log_start.0 as i64;
         let FetchData::Owned(bytes) = data else { return };
-        let limit_bytes = part.promised_bytes;
-        for frame in frame::frames(&bytes).map_while(Result::ok) {
-            if frame.end_offset() <= part.from {
+        // The first batch of a response goes out however large it is, or its reader would never get past it.
+        match Batches::cut(bytes, part.from, part.promised_bytes, self.got_bytes == 0) {
+            Ok(batches) => part.batches = batches,
+            Err(batches) => (part.batches, part.error) = (batches, errors::CORRUPT_MESSAGE),
+        }
+        self.got_bytes += part.batches.len_bytes;
+        self.held_bytes += part.batches.bytes.len();
+        part.aborted = head.aborted.iter().map(|aborted| (aborted.producer_id.0, aborted.first_offset.0 as i64)).collect();
+    }
+}
+
+impl Batches {
+    /// The batches that reach beyond `from`, up to a limit that the first may exceed if `takes_first`. Native ones are made into
+    /// batches of Kafka.
+    ///
+    /// Errors: one can't be read; those before it.
+    fn cut(frames: Vec<u8>, from: Offset, limit_bytes: usize, takes_first: bool) -> Result<Batches, Batches> {
+        let wanted = || frame::frames(&frames).map_while(Result::ok).filter(|frame| frame.end_offset() > from);
+        let fits = |len_bytes: usize, more_bytes: usize| len_bytes + more_bytes <= limit_bytes || (len_bytes == 0 && takes_first);
+        if wanted().any(|frame| frame.header.producer.format != Format::Kafka as u8) {
+            let (mut bytes, mut is_readable) = (Vec::new(), true);
+            for frame in wanted() {
+                let before = bytes.len();
+                is_readable = records::append_batch(&frame, &mut bytes).is_ok();
+                if !is_readable || !fits(before, bytes.len() - before) {
+                    bytes.truncate(before);
+                    break;
+                }
+            }
+            let len_bytes = bytes.len();
+            let batches = Batches { bytes, ranges: std::iter::once(0..len_bytes).collect(), len_bytes }.trimmed();
+            return if is_readable { Ok(batches) } else { Err(batches) };
+        }
+        let (mut ranges, mut len_bytes, mut at_bytes) = (Vec::new(), 0, 0);
+        for frame in frame::frames(&frames).map_while(Result::ok) {
+            let body = at_bytes + HEADER_BYTES..at_bytes + frame.len_bytes();
+            at_bytes += frame.padded_bytes();
+            if frame.end_offset() <= from {
                 continue;
             }
-            let before = part.records.len();
-            if records::append_batch(&frame, &mut part.records).is_err() {
-                part.error = errors::CORRUPT_MESSAGE;
+            if !fits(len_bytes, body.len()) {
                 break;
             }
-            // The first batch of a response goes out however large it is, or its reader would never get past it.
-            if part.records.len() > limit_bytes && (before > 0 || self.got_bytes > 0) {
-                part.records.truncate(before);
-                break;
-            }
+            len_bytes += body.len();
+            ranges.push(body);
         }
-        self.got_bytes += part.records.len();
-        part.aborted = head
-            .aborted
-            .iter()
-            .map(|aborted| {
-                AbortedTransaction::default()
-                    .with_producer_id(ProducerId(aborted.producer_id.0))
-                    .with_first_offset(aborted.first_offset.0 as i64)
-            })
-            .collect();
+        Ok(Batches { bytes: frames, ranges, len_bytes }.trimmed())
+    }
+
+    /// Moves small batches together: many pieces cost more than copying them. And nothing is kept that is mostly not sent.
+    fn trimmed(mut self) -> Batches {
+        self.ranges.retain(|range| !range.is_empty());
+        if self.len_bytes < self.ranges.len() * PIECE_LEAST_BYTES || self.len_bytes < self.bytes.len() / 2 {
+            let mut end = 0;
+            for range in std::mem::take(&mut self.ranges) {
+                self.bytes.copy_within(range.clone(), end);
+                end += range.len();
+            }
+            self.bytes.truncate(end);
+            self.bytes.shrink_to_fit();
+            self.ranges.extend((end > 0).then_some(0..end));
+        }
+        self
     }
 }
 
@@ -204,7 +247,7 @@ impl Part {
             last_stable: -1,
             log_start: -1,
             aborted: Vec::new(),
-            records: Vec::new(),
+            batches: Batches::default(),
         }
     }
 }
@@ -254,28 +297,86 @@ impl Call for Fetch {
     }
 
     fn held_bytes(&self) -> usize {
-        self.got_bytes
+        self.held_bytes
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
-        let committed_only = self.committed_only;
-        out.reserve(self.got_bytes + self.parts.len() * 64 + 64);
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let mut parts = self.parts.into_iter();
-        let topics = self.topics.into_iter().map(|topic| {
-            let partitions = parts.by_ref().take(topic.part_count).map(|part| {
-                let data = PartitionData::default()
-                    .with_partition_index(part.index)
-                    .with_error_code(part.error)
-                    .with_high_watermark(part.high_watermark)
-                    .with_last_stable_offset(part.last_stable)
-                    .with_aborted_transactions(committed_only.then_some(part.aborted))
-                    .with_records(Some(Bytes::from(part.records)));
-                if version >= 5 { data.with_log_start_offset(part.log_start) } else { data }
-            });
-            FetchableTopicResponse::default().with_topic(TopicName(text(topic.name))).with_partitions(partitions.collect())
-        });
-        let response = FetchResponse::default().with_responses(topics.collect());
-        let response = if version >= 7 { response.with_error_code(self.error) } else { response };
-        encode(&response, version, out)
+        let mut to = Encoder { out, is_flexible: version >= 12 };
+        to.put(0i32.to_be_bytes());
+        if version >= 7 {
+            to.put(self.error.to_be_bytes());
+            // No session.
+            to.put(0i32.to_be_bytes());
+        }
+        to.length(Some(self.topics.len()), false);
+        for topic in self.topics {
+            to.length(Some(topic.name.len()), true);
+            to.out.bytes.extend_from_slice(topic.name.as_bytes());
+            to.length(Some(topic.part_count), false);
+            for part in parts.by_ref().take(topic.part_count) {
+                to.part(part, version, self.committed_only);
+            }
+            to.no_tagged_fields();
+        }
+        to.no_tagged_fields();
+        Ok(true)
+    }
+}
+
+/// Writes a Fetch response, versions 4 to 12. Source: `FetchResponse.json` of Apache Kafka 4.3.
+struct Encoder<'a> {
+    out: &'a mut Answer,
+    is_flexible: bool,
+}
+
+impl Encoder<'_> {
+    fn part(&mut self, part: Part, version: i16, committed_only: bool) {
+        self.put(part.index.to_be_bytes());
+        self.put(part.error.to_be_bytes());
+        self.put(part.high_watermark.to_be_bytes());
+        self.put(part.last_stable.to_be_bytes());
+        if version >= 5 {
+            self.put(part.log_start.to_be_bytes());
+        }
+        self.length(committed_only.then_some(part.aborted.len()), false);
+        for (producer_id, first_offset) in part.aborted.iter().filter(|_| committed_only) {
+            self.put(producer_id.to_be_bytes());
+            self.put(first_offset.to_be_bytes());
+            self.no_tagged_fields();
+        }
+        if version >= 11 {
+            // No other replica is nearer.
+            self.put((-1i32).to_be_bytes());
+        }
+        self.length(Some(part.batches.len_bytes), false);
+        if part.batches.len_bytes > 0 {
+            self.out.batches.push((self.out.bytes.len(), part.batches));
+        }
+        self.no_tagged_fields();
+    }
+
+    fn put<const N: usize>(&mut self, bytes: [u8; N]) {
+        self.out.bytes.extend_from_slice(&bytes);
+    }
+
+    /// Of what follows; `None` = null. `is_short`: 16 bits in the classic encoding.
+    fn length(&mut self, length: Option<usize>, is_short: bool) {
+        if self.is_flexible {
+            let mut rest = length.map_or(0, |length| length + 1);
+            while rest >= 0x80 {
+                self.put([rest as u8 | 0x80]);
+                rest >>= 7;
+            }
+            return self.put([rest as u8]);
+        }
+        let length = length.map_or(-1, |length| length as i32);
+        if is_short { self.put((length as i16).to_be_bytes()) } else { self.put(length.to_be_bytes()) }
+    }
+
+    fn no_tagged_fields(&mut self) {
+        if self.is_flexible {
+            self.put([0]);
+        }
     }
 }

@@ -4,7 +4,7 @@ use kafka_protocol::messages::find_coordinator_response::Coordinator;
 use kafka_protocol::messages::{BrokerId, FindCoordinatorResponse};
 
 use super::metadata::node_of_shard;
-use super::{Call, Context, encode, text};
+use super::{Answer, Call, Context, encode, text};
 use crate::frontend::kafka::decode::FindCoordinatorRequest;
 use crate::frontend::kafka::errors;
 
@@ -39,7 +39,7 @@ impl FindCoordinator {
 }
 
 impl Call for FindCoordinator {
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let mut found: Vec<Coordinator> = self.keys.iter().map(|key| self.find(key, context)).collect();
         if version >= 4 {
             return encode(&FindCoordinatorResponse::default().with_coordinators(found), version, out);

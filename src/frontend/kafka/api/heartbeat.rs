@@ -2,7 +2,7 @@
 
 use kafka_protocol::messages::HeartbeatResponse;
 
-use super::{Call, Context, encode, group};
+use super::{Answer, Call, Context, encode, group};
 use crate::frontend::kafka::decode::HeartbeatRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -42,7 +42,7 @@ impl Call for Heartbeat {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         encode(&HeartbeatResponse::default().with_error_code(self.error), version, out)
     }
 }

@@ -3,7 +3,7 @@
 
 use kafka_protocol::messages::{InitProducerIdResponse, ProducerId};
 
-use super::{Call, Context, encode, transaction};
+use super::{Answer, Call, Context, encode, transaction};
 use crate::frontend::kafka::decode::InitProducerIdRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -63,7 +63,7 @@ impl Call for InitProducerId {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let response = InitProducerIdResponse::default()
             .with_error_code(self.error)
             .with_producer_id(ProducerId(self.producer_id))

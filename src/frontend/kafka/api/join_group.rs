@@ -4,7 +4,7 @@ use bytes::Bytes;
 use kafka_protocol::messages::JoinGroupResponse;
 use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
 
-use super::{Call, Context, encode, group, text};
+use super::{Answer, Call, Context, encode, group, text};
 use crate::frontend::kafka::decode::JoinGroupRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -70,7 +70,7 @@ impl Call for JoinGroup {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         // Since version 7 the names can be null.
         let name = |name: String| (version < 7 || !name.is_empty()).then(|| text(name));
         let Some(joined) = self.joined else {

@@ -4,7 +4,7 @@ use kafka_protocol::messages::LeaveGroupResponse;
 use kafka_protocol::messages::leave_group_response::MemberResponse;
 use ringmain_wire::ErrorCode;
 
-use super::{Call, Context, encode, group, text};
+use super::{Answer, Call, Context, encode, group, text};
 use crate::frontend::kafka::decode::LeaveGroupRequest;
 use crate::frontend::kafka::errors;
 use crate::request::group::{GroupAction, GroupReply, MemberRef};
@@ -51,7 +51,7 @@ impl Call for LeaveGroup {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let code = |error: &Option<ErrorCode>| error.map_or(errors::NONE, |error| group::code(&Failure::from(error)));
         if version < LIST_SINCE {
             let error = self.left.first().map_or(self.error, |(_, error)| code(error));

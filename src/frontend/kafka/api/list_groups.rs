@@ -4,7 +4,7 @@ use kafka_protocol::messages::list_groups_response::ListedGroup;
 use kafka_protocol::messages::{GroupId, ListGroupsResponse};
 
 use super::metadata::node_of_shard;
-use super::{Call, Context, encode, group, text};
+use super::{Answer, Call, Context, encode, group, text};
 use crate::frontend::kafka::decode::ListGroupsRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -40,7 +40,7 @@ impl Call for ListGroups {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let is_here =
             |listed: &GroupListing| node_of_shard(context.view.catalog.coordinator(&listed.group).0, context.config) == context.config.node;
         let is_wanted = |listed: &GroupListing| {

@@ -6,7 +6,7 @@ use ringmain_wire::control::{EARLIEST, LATEST, NEWEST};
 use ringmain_wire::{Offset, PartitionId, ShardId, frame};
 
 use super::metadata::leader_epoch;
-use super::{Call, Context, TopicParts, check_epoch, encode, place, text};
+use super::{Answer, Call, Context, TopicParts, check_epoch, encode, place, text};
 use crate::frontend::kafka::decode::{ListOffsetsPartition, ListOffsetsRequest};
 use crate::frontend::kafka::{errors, records};
 use crate::request::{Fetch, FetchData, Reply};
@@ -126,7 +126,7 @@ impl Call for ListOffsets {
         self.ask(context);
     }
 
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let mut parts = self.parts.into_iter();
         let topics = self.topics.into_iter().map(|topic| {
             let partitions = parts.by_ref().take(topic.part_count).map(|part| {

@@ -4,7 +4,7 @@ use kafka_protocol::messages::list_transactions_response::TransactionState;
 use kafka_protocol::messages::{ListTransactionsResponse, ProducerId, TransactionalId};
 
 use super::metadata::node_of_shard;
-use super::{Call, Context, encode, text, transaction};
+use super::{Answer, Call, Context, encode, text, transaction};
 use crate::frontend::kafka::decode::ListTransactionsRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -57,7 +57,7 @@ impl Call for ListTransactions {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let now_ms = context.view.now.wall_ms;
         let is_here = |listing: &TransactionListing| {
             node_of_shard(context.view.catalog.coordinator(&listing.transactional_id).0, context.config) == context.config.node

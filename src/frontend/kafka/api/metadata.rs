@@ -5,7 +5,7 @@ use kafka_protocol::messages::metadata_response::{MetadataResponseBroker, Metada
 use kafka_protocol::messages::{BrokerId, MetadataResponse, TopicName};
 use ringmain_wire::control::{CreateTopic, TopicConfig};
 
-use super::{Call, Context, encode, text};
+use super::{Answer, Call, Context, encode, text};
 use crate::frontend::kafka::decode::MetadataRequest;
 use crate::frontend::kafka::{KafkaConfig, errors};
 use crate::request::Reply;
@@ -76,7 +76,7 @@ impl Call for Metadata {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let (config, catalog) = (context.config, context.view.catalog);
         let topics = match &self.topics {
             None => catalog.topics().map(|topic| found(topic, version, config)).collect(),

@@ -40,6 +40,7 @@ mod transaction;
 mod txn_offset_commit;
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use kafka_protocol::messages::ApiKey;
 use kafka_protocol::protocol::{Encodable, StrBytes};
@@ -133,11 +134,31 @@ pub trait Call {
     }
     /// Everything that was asked is answered: the response's body. `Ok(false)` = the client wants none;
     /// `Err` = the connection is to be closed.
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String>;
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String>;
     /// Memory that it keeps beyond a fixed size.
     fn held_bytes(&self) -> usize {
         0
     }
+}
+
+/// A response that is being made: what is encoded, and stored batches that are sent from where they are.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// All of it but the batches.
+    pub bytes: Vec<u8>,
+    /// Each with its place in `bytes`, in order.
+    pub batches: Vec<(usize, Batches)>,
+}
+
+/// Stored batches in what a shard has returned: the rest of it (headers of frames, padding) isn't for the client.
+#[derive(Debug, Default)]
+pub struct Batches {
+    /// What was returned.
+    pub bytes: Vec<u8>,
+    /// Where the batches are in it, in order.
+    pub ranges: Vec<Range<usize>>,
+    /// Their length in all.
+    pub len_bytes: usize,
 }
 
 /// What a call may look at, and where it puts what it asks.
@@ -295,8 +316,8 @@ fn decode<'a, R: Request<'a>>(body: &'a [u8], version: i16) -> Result<R, String>
 }
 
 /// Appends a response's body. An error is a mistake of ours: a field that this version doesn't have.
-pub fn encode(response: &impl Encodable, version: i16, out: &mut Vec<u8>) -> Result<bool, String> {
-    response.encode(out, version).map(|()| true).map_err(|error| format!("the response can't be encoded: {error}"))
+pub fn encode(response: &impl Encodable, version: i16, out: &mut Answer) -> Result<bool, String> {
+    response.encode(&mut out.bytes, version).map(|()| true).map_err(|error| format!("the response can't be encoded: {error}"))
 }
 
 /// Text for a response.

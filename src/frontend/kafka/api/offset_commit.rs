@@ -4,7 +4,7 @@ use kafka_protocol::messages::offset_commit_response::{OffsetCommitResponseParti
 use kafka_protocol::messages::{OffsetCommitResponse, TopicName};
 
 use super::offsets::{Commits, Wanted};
-use super::{Call, Context, encode, group, text};
+use super::{Answer, Call, Context, encode, group, text};
 use crate::frontend::kafka::decode::OffsetCommitRequest;
 use crate::request::Reply;
 use crate::request::group::{Commit, GroupAction};
@@ -51,7 +51,7 @@ impl Call for OffsetCommit {
         self.commits.answer(reply, group::code);
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let topics = self.commits.topics.into_iter().map(|(name, parts)| {
             let parts = parts
                 .into_iter()

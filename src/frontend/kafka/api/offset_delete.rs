@@ -4,7 +4,7 @@ use kafka_protocol::messages::offset_delete_response::{OffsetDeleteResponseParti
 use kafka_protocol::messages::{OffsetDeleteResponse, TopicName};
 use ringmain_wire::PartitionId;
 
-use super::{Call, Context, encode, group, text};
+use super::{Answer, Call, Context, encode, group, text};
 use crate::frontend::kafka::decode::OffsetDeleteRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -85,7 +85,7 @@ impl Call for OffsetDelete {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let topics = self.topics.into_iter().filter(|_| self.error == errors::NONE).map(|(name, parts)| {
             let parts = parts
                 .into_iter()

@@ -9,7 +9,7 @@ use kafka_protocol::messages::offset_fetch_response::{
 use kafka_protocol::messages::{GroupId, OffsetFetchResponse, TopicName};
 use ringmain_wire::PartitionId;
 
-use super::{Call, Context, encode, group, text};
+use super::{Answer, Call, Context, encode, group, text};
 use crate::frontend::kafka::decode::{OffsetFetchRequest, OffsetFetchTopic};
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -129,7 +129,7 @@ impl Call for OffsetFetch {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         if version >= GROUPS_SINCE {
             let groups = self.groups.iter().map(|asked| {
                 let topics = if asked.error == errors::NONE { asked.topics(context) } else { Vec::new() };

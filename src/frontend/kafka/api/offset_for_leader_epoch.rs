@@ -7,7 +7,7 @@ use ringmain_wire::PartitionId;
 use ringmain_wire::control::LATEST;
 
 use super::metadata::leader_epoch;
-use super::{Call, Context, check_epoch, encode, place, text};
+use super::{Answer, Call, Context, check_epoch, encode, place, text};
 use crate::frontend::kafka::decode::OffsetForLeaderEpochRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -69,7 +69,7 @@ impl Call for OffsetForLeaderEpoch {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let mut parts = self.parts.into_iter();
         let topics = self.topics.into_iter().map(|(name, count)| {
             let partitions = parts.by_ref().take(count).map(|part| {

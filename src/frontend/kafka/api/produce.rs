@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{ProduceResponse, TopicName};
+use ringmain_wire::control::Cleanup;
 
-use super::{Call, Context, encode, place, text};
-use crate::frontend::kafka::batch;
+use super::{Answer, Call, Context, encode, place, text};
 use crate::frontend::kafka::decode::{HEAP_MAX_BYTES, ProduceStep, ProduceWalk};
 use crate::frontend::kafka::errors::{self, Refused};
+use crate::frontend::kafka::{batch, records};
 use crate::request::{Reply, Request};
 
 /// The call.
@@ -67,12 +68,16 @@ impl Produce {
         let (Some(topic), Some((partition, _))) = (topic, place(topic, step.index)) else {
             return Err(Refused { code: errors::UNKNOWN_TOPIC_OR_PARTITION, message: String::new() });
         };
-        let records = step.records.unwrap_or_default();
-        let frame = batch::frame(records, partition, self.version)?;
+        let batch = step.records.unwrap_or_default();
+        let frame = batch::frame(batch, partition, self.version)?;
         let is_transactional = frame.header.producer.flags & ringmain_wire::frame::flags::TRANSACTIONAL != 0;
         if is_transactional != self.is_transactional {
             let message = "the request's transactional id and its batches don't agree".into();
             return Err(Refused { code: errors::INVALID_RECORD, message });
+        }
+        if topic.config.cleanup != Cleanup::Delete {
+            let limit_bytes = batch::INFLATED_MAX_BYTES.min(context.view.memory_bytes / 4);
+            records::all_have_keys(batch, limit_bytes).map_err(|error| Refused { code: errors::INVALID_RECORD, message: error.into() })?;
         }
         Ok((Request::Produce { frame }, Some(topic.name.clone())))
     }
@@ -138,7 +143,7 @@ impl Call for Produce {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         if self.acks == 0 {
             let failed = self.topics.iter().flat_map(|topic| &topic.parts).find(|part| part.error != errors::NONE);
             return match failed {

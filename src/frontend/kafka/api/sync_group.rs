@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kafka_protocol::messages::SyncGroupResponse;
 
-use super::{Call, Context, encode, group, text};
+use super::{Answer, Call, Context, encode, group, text};
 use crate::frontend::kafka::decode::SyncGroupRequest;
 use crate::frontend::kafka::errors;
 use crate::request::Reply;
@@ -61,7 +61,7 @@ impl Call for SyncGroup {
         }
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let mut response = SyncGroupResponse::default().with_error_code(self.error).with_assignment(Bytes::from(self.assignment));
         if version >= 5 {
             response = response.with_protocol_type(self.protocol_type.map(text)).with_protocol_name(self.protocol.map(text));

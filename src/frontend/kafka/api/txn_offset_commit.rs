@@ -5,7 +5,7 @@ use kafka_protocol::messages::txn_offset_commit_response::{TxnOffsetCommitRespon
 use kafka_protocol::messages::{TopicName, TxnOffsetCommitResponse};
 
 use super::offsets::{Commits, Wanted};
-use super::{Call, Context, encode, group, text, transaction};
+use super::{Answer, Call, Context, encode, group, text, transaction};
 use crate::frontend::kafka::decode::TxnOffsetCommitRequest;
 use crate::request::Reply;
 use crate::request::group::Commit;
@@ -53,7 +53,7 @@ impl Call for TxnOffsetCommit {
         self.commits.answer(reply, |failure| transaction::code(failure, false));
     }
 
-    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    fn respond(self: Box<Self>, version: i16, _context: &Context<'_>, out: &mut Answer) -> Result<bool, String> {
         let topics = self.commits.topics.into_iter().map(|(name, parts)| {
             let parts = parts
                 .into_iter()

@@ -43,14 +43,15 @@ impl HeaderStart {
 
 impl<'a> RequestHeader<'a> {
     /// Reads the header of `message`, the bytes after the length; with it the body. Only for an API of [`APIS`]: how the header
-    /// ends depends on it. In a version that isn't known nothing is read behind the client's name, so that it can be refused.
+    /// ends depends on it. A name that isn't UTF-8 counts up to where it is: it is only shown to people, and librdkafka sends whatever it was
+    /// given. In a version that isn't known nothing is read behind the client's name, so that it can be refused.
     pub fn read(message: &'a [u8]) -> Result<(RequestHeader<'a>, &'a [u8]), DecodeError> {
         let start = HeaderStart::read(message)?;
         let unknown = DecodeError::Unsupported { api_key: start.api_key, version: start.api_version };
         let api = api(start.api_key).ok_or(unknown)?;
         // The client's name is in the classic encoding even where the fields behind it are tagged.
         let mut reader = Reader::new(&message[HEADER_START_BYTES..], start.api_version, false);
-        let client_id = reader.string()?;
+        let client_id = reader.text()?;
         reader.flexible = start.api_version >= api.flexible_since;
         if start.api_version <= api.newest {
             reader.skip_tagged_fields()?;

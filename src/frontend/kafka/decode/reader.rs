@@ -10,33 +10,22 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
     /// A field needs more bytes than are left.
-    Truncated {
-        needed_bytes: usize,
-        left_bytes: usize,
-    },
+    Truncated { needed_bytes: usize, left_bytes: usize },
     /// An unsigned varint goes on after its fifth byte or has more than 32 bits.
     Varint,
     /// Longer than Kafka allows a string to be.
-    StringLength {
-        len_bytes: usize,
-    },
+    StringLength { len_bytes: usize },
+    /// Apache Kafka reads such a string with replacement characters in it. But names of topics can't have those, and names of groups and
+    /// members come back to the client in answers, where they would be others than it asked for.
     NotUtf8,
     /// Null where this version has no null.
     Null,
     /// An array of more elements than the bytes left can hold.
-    Count {
-        count: usize,
-        left_bytes: usize,
-    },
+    Count { count: usize, left_bytes: usize },
     /// Well-formed, but its lists would take more memory than one request may.
-    TooLarge {
-        heap_bytes: usize,
-    },
+    TooLarge { heap_bytes: usize },
     /// No request of this key and version is known here.
-    Unsupported {
-        api_key: i16,
-        version: i16,
-    },
+    Unsupported { api_key: i16, version: i16 },
 }
 
 impl fmt::Display for DecodeError {
@@ -117,11 +106,20 @@ impl<'a> Reader<'a> {
     }
 
     pub fn string(&mut self) -> Result<Option<&'a str>, DecodeError> {
+        self.string_bytes()?.map(|bytes| str::from_utf8(bytes).map_err(|_| DecodeError::NotUtf8)).transpose()
+    }
+
+    /// A string as far as it is UTF-8.
+    pub fn text(&mut self) -> Result<Option<&'a str>, DecodeError> {
+        Ok(self.string_bytes()?.map(|bytes| bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid())))
+    }
+
+    fn string_bytes(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
         let Some(len_bytes) = self.length(true)? else { return Ok(None) };
         if len_bytes > STRING_MAX_BYTES {
             return Err(DecodeError::StringLength { len_bytes });
         }
-        str::from_utf8(self.take(len_bytes)?).map(Some).map_err(|_| DecodeError::NotUtf8)
+        self.take(len_bytes).map(Some)
     }
 
     pub fn bytes(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {

@@ -61,6 +61,8 @@ fn header_ends_where_the_api_says() {
     let flexible = [0, 18, 0, 3, 0, 0, 0, 9, 0xff, 0xff, 1, 5, 2, 0, 0, 7];
     let (header, body) = RequestHeader::read(&flexible).unwrap();
     assert_eq!((header.client_id, body), (None, &[7][..]));
+    let (header, body) = RequestHeader::read(&[0, 3, 0, 1, 0, 0, 0, 5, 0, 3, b'g', 0xf6, b'r', 7]).unwrap();
+    assert_eq!((header.client_id, body), (Some("g"), &[7][..]));
     for len in 0..flexible.len() - 1 {
         assert!(matches!(RequestHeader::read(&flexible[..len]), Err(DecodeError::Truncated { .. })), "{len}");
     }

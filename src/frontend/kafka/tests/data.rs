@@ -6,7 +6,7 @@ use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListO
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, ProduceRequest, ProduceResponse};
 use kafka_protocol::records::{Compression, Record, RecordBatchDecoder, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
-use ringmain_wire::control::NEWEST;
+use ringmain_wire::control::{Cleanup, NEWEST};
 use ringmain_wire::frame::{self, Identity};
 use ringmain_wire::record::HeadersBuilder;
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, RecordBatchBuilder, ShardId};
@@ -366,6 +366,43 @@ fn fetch_returns_whole_batches_from_the_one_with_the_offset_on() {
     }
 }
 
+/// Large batches aren't copied for the response, small ones are moved together; the client sees no difference.
+#[test]
+fn batches_are_sent_from_what_the_shard_returned() {
+    for version in 4..=12 {
+        for (records, pieces) in [(60, 2), (2, 1)] {
+            let mut peer = topic_peer();
+            let mut request = fetch_request(&[("t", 0, 0), ("t", 1, 0)], 500, 1, 1 << 20);
+            request.isolation_level = 1;
+            request.topics.iter_mut().for_each(|topic| topic.partitions[0].partition_max_bytes = 100_000);
+            peer.receive(&request_bytes(ApiKey::Fetch, version, 1, &request)).unwrap();
+            let asked = asks(&mut peer);
+            let batches = [batch(records, None), batch(records, None)];
+            let Reply::Fetched { mut head, data } = fetched(1, 2 * records as u64, stored(&batches, 0)) else { unreachable!() };
+            let aborted = crate::request::transaction::AbortedTransaction {
+                producer_id: ringmain_wire::ProducerId(9),
+                first_offset: Offset(1),
+                last_offset: Offset(2),
+            };
+            head.aborted = [aborted].into();
+            peer.reply(asked[0].0, Reply::Fetched { head, data });
+            peer.reply(asked[1].0, fetched(2, records as u64, stored(&batches[..1], 0)));
+            let of_ranges = peer.out.pieces.iter().map(|piece| if let Piece::Ranges { ranges, .. } = piece { ranges.len() } else { 0 });
+            assert_eq!(of_ranges.filter(|count| *count > 0).collect::<Vec<_>>(), [pieces, 1], "version {version}");
+            let len_bytes = peer.out.len_bytes;
+            let response: FetchResponse = peer.response(ApiKey::Fetch, version, 1);
+            let [first, second] = [0, 1].map(|topic| &response.responses[topic].partitions[0]);
+            assert_eq!((offsets_in(&first.records).len(), offsets_in(&second.records).len()), (2 * records, records));
+            let sent = first.records.as_ref().unwrap();
+            assert_eq!((&sent[8..batches[0].len()], sent.len()), (&batches[0][8..], 2 * batches[0].len()));
+            assert!(len_bytes > 3 * batches[0].len());
+            let aborted = first.aborted_transactions.as_ref().unwrap();
+            assert_eq!((aborted.len(), aborted[0].producer_id.0, aborted[0].first_offset), (1, 9, 1));
+            assert_eq!((first.preferred_read_replica.0, second.aborted_transactions.as_ref().map(Vec::len)), (-1, Some(0)));
+        }
+    }
+}
+
 #[test]
 fn fetch_keeps_to_its_limit_but_for_the_first_batch() {
     let mut peer = topic_peer();
@@ -481,6 +518,42 @@ fn native_batch_is_read_as_a_kafka_batch() {
         [(40, 1_000, Some(&b"key"[..]), Some(&b"value"[..]), 1), (41, 999, None, None, 0), (42, 1_300, Some(&b""[..]), Some(&b""[..]), 0)]
     );
     assert_eq!(records::first_since(&frame, Offset(0), 1_001), Ok(Some((Offset(42), 1_300))));
+}
+
+/// In every codec, in topics of both kinds; others are never looked into.
+#[test]
+fn record_without_a_key_is_refused_where_records_are_told_by_their_keys() {
+    let mut records = records_of(4, None);
+    records.iter_mut().for_each(|record| record.key = Some(Bytes::from_static(b"k")));
+    let encode = |records: &[Record]| {
+        let mut bytes = bytes::BytesMut::new();
+        let options = RecordEncodeOptions { version: 2, compression: Compression::None };
+        RecordBatchEncoder::encode(&mut bytes, records.iter(), &options).unwrap();
+        bytes.to_vec()
+    };
+    let with_keys = encode(&records);
+    records[3].key = None;
+    let without = encode(&records);
+    let error = |cleanup: Cleanup, batch: Vec<u8>| {
+        let mut peer = Peer::new();
+        peer.create("t", 1, TopicConfig { cleanup, ..TopicConfig::default() });
+        let bytes = request_bytes(ApiKey::Produce, 9, 1, &produce(-1, &[("t", 0, batch)]));
+        match receive_all(&mut peer, &bytes)[..] {
+            [] => {
+                let response: ProduceResponse = peer.response(ApiKey::Produce, 9, 1);
+                response.responses[0].partition_responses[0].error_code
+            }
+            _ => 0,
+        }
+    };
+    for ((name, with), (_, without)) in compressed(&with_keys).into_iter().zip(compressed(&without)) {
+        for cleanup in [Cleanup::Compact, Cleanup::CompactAndDelete] {
+            assert_eq!((error(cleanup, with.clone()), error(cleanup, without.clone())), (0, 87), "{name}, {cleanup}");
+        }
+        assert_eq!(error(Cleanup::Delete, without), 0, "{name}");
+        let unreadable = patched(with.clone(), HEADER_BYTES, &[0xff; 9]);
+        assert_eq!((error(Cleanup::Compact, unreadable.clone()), error(Cleanup::Delete, unreadable)), (87, 0), "{name}");
+    }
 }
 
 #[test]
