@@ -282,6 +282,7 @@ impl Shard {
     }
 
     fn retry_cold_waits(&mut self, now: Now) {
+        self.queues.retry_cold();
         while self.cold_read_bytes < self.config.cold_read_bytes_max {
             let Some(wait) = self.cold_waits.pop_front() else { break };
             let waiting = self.cold_waits.len();

@@ -80,6 +80,24 @@ impl<'a> Records<'a> {
         (self.at_bytes, self.seen)
     }
 
+    /// Passes over `count` records without looking into them.
+    pub fn skip_records(&mut self, count: u32) -> Result<(), RecordError> {
+        for _ in 0..count {
+            let at_bytes = self.at_bytes;
+            let rest = &self.body[at_bytes..];
+            let len = u32::from_le_bytes(*rest.first_chunk().ok_or(RecordError::Truncated { at_bytes })?) as usize;
+            if len < RECORD_HEADER_BYTES {
+                return Err(RecordError::BadLength { at_bytes });
+            }
+            if len > rest.len() {
+                return Err(RecordError::Truncated { at_bytes });
+            }
+            self.at_bytes = (at_bytes + align_up(len)).min(self.body.len());
+            self.seen += 1;
+        }
+        Ok(())
+    }
+
     fn read(&mut self) -> Result<RecordView<'a>, RecordError> {
         let at_bytes = self.at_bytes;
         let rest = &self.body[at_bytes..];

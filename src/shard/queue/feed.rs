@@ -143,15 +143,14 @@ impl Walker {
         let whole = inside.native.as_deref().or_else(|| bytes.get(self.at..));
         let Some(Ok(frame)) = whole.map(Frame::parse) else { return skip };
         let Ok(mut records) = Records::resume(frame.body(), inside.record_count, inside.position) else { return skip };
-        loop {
-            let offset = inside.base_offset + u64::from(records.position().1);
-            let Some(Ok(record)) = records.next() else { return skip };
-            if offset == from {
-                inside.position = records.position();
-                let has_queue_headers = inside.flags & flags::QUEUE_HEADERS != 0 || inside.native.is_some();
-                return Found::Record(Shown { offset, append_time_ms: inside.append_time_ms, has_queue_headers, record });
-            }
+        let behind = from - (inside.base_offset + u64::from(records.position().1));
+        if records.skip_records(behind as u32).is_err() {
+            return skip;
         }
+        let Some(Ok(record)) = records.next() else { return skip };
+        inside.position = records.position();
+        let has_queue_headers = inside.flags & flags::QUEUE_HEADERS != 0 || inside.native.is_some();
+        Found::Record(Shown { offset: from, append_time_ms: inside.append_time_ms, has_queue_headers, record })
     }
 }
 

@@ -37,8 +37,8 @@ use std::sync::Arc;
 use ringmain_wire::queue::{Overflow, QueueConfig};
 use ringmain_wire::{Offset, PartitionId, TopicId};
 
-use crate::request::Origin;
 use crate::request::queue::QueueId;
+use crate::request::{Extent, Origin};
 use cursor::Cursor;
 use feed::Walker;
 use filter::Filter;
@@ -125,6 +125,8 @@ struct Slot {
     feed: Piece,
     /// What came back, or was put in another order.
     again: Piece,
+    /// The same, where it is in memory: the run that the last one was in.
+    hot: Option<(Extent, Walker)>,
     waiters: VecDeque<Waiter>,
     is_head_logged: bool,
     is_dirty: bool,
@@ -178,6 +180,13 @@ impl QueueTable {
         {
             self.mark_dirty(slot);
             from = (of, QueueId(queue.0 + 1));
+        }
+    }
+
+    /// There is room for reads again.
+    pub fn retry_cold(&mut self) {
+        for index in std::mem::take(&mut self.cold_waits) {
+            self.mark_dirty(index);
         }
     }
 
@@ -235,6 +244,7 @@ impl QueueTable {
             cursor,
             feed: Piece::default(),
             again: Piece::default(),
+            hot: None,
             waiters: VecDeque::new(),
             is_head_logged,
             is_dirty: false,

@@ -186,7 +186,11 @@ impl Shard {
             partition.has_queues = true;
             let begin = if from_beginning { partition.log_start } else { partition.next_offset };
             match self.saved_cursors.take(id, queue) {
-                Some(saved) => self.queues.insert(id, queue, Cursor::restore(config.clone(), saved), true),
+                Some(mut saved) => {
+                    // The mark is ahead of what there was to deliver: what comes from now on counts nothing.
+                    saved.mark = saved.mark.min(partition.next_offset.0);
+                    self.queues.insert(id, queue, Cursor::restore(config.clone(), saved), true);
+                }
                 None => self.queues.insert(id, queue, Cursor::new(config.clone(), begin.0), false),
             }
         }
@@ -422,7 +426,7 @@ impl Shard {
             slot.feed = Piece::default();
         }
         if slot.cursor.first_ready().is_none() || (slot.waiters.is_empty() && is_too_much) {
-            slot.again = Piece::default();
+            (slot.again, slot.hot) = (Piece::default(), None);
         }
         let held = slot.feed.bytes.capacity() + slot.again.bytes.capacity();
         self.queues.piece_bytes = self.queues.piece_bytes + held - slot.piece_bytes;
@@ -821,9 +825,6 @@ impl Shard {
             }
             self.queues.mark_dirty(read.index);
         }
-        for index in std::mem::take(&mut self.queues.cold_waits) {
-            self.queues.mark_dirty(index);
-        }
     }
 
     /// A footer that cursors waited for is there, or can't be read.
@@ -859,6 +860,14 @@ impl Shard {
                 return Got::It(work(cursor, &shown));
             }
         }
+        // The run that the last one was in, as far as that one.
+        if let Some((extent, walker)) = &mut slot.hot
+            && let Some(bytes) = self.log.hot_bytes(*extent)
+            && let Found::Record(shown) = walker.find(bytes, offset, reading)
+            && shown.offset == offset
+        {
+            return Got::It(work(&mut slot.cursor, &shown));
+        }
         match self.log.locate(slot.partition, Offset(offset), Offset(offset + 1), 1) {
             Located::Wait { segment } => {
                 if !slot.is_reading {
@@ -869,9 +878,8 @@ impl Shard {
             }
             Located::Runs { extents, next_offset, .. } => {
                 let Some(extent) = extents.first().copied() else { return Got::Gone };
-                let mut walker = Walker::default();
                 match self.log.hot_bytes(extent) {
-                    Some(bytes) => match walker.find(bytes, offset, reading) {
+                    Some(bytes) => match slot.hot.insert((extent, Walker::default())).1.find(bytes, offset, reading) {
                         Found::Record(shown) if shown.offset == offset => Got::It(work(&mut slot.cursor, &shown)),
                         _ => Got::Gone,
                     },

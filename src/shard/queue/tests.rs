@@ -502,6 +502,8 @@ struct Known {
     due_ms: i64,
     /// Deliveries that were made.
     deliveries: u16,
+    /// Crashes before it was published.
+    crashes: u16,
     state: State,
 }
 
@@ -570,7 +572,8 @@ impl Model {
         let Reply::Produced { base_offset, .. } = self.rig.publish(&messages) else { panic!("refused") };
         for (message, offset) in messages.into_iter().zip(base_offset.0..) {
             let (due_ms, priority) = (message.due_ms.unwrap_or(0), message.priority);
-            self.known.insert(offset, Known { value: message.value, priority, due_ms, deliveries: 0, state: State::Ready });
+            let crashes = self.crashes;
+            self.known.insert(offset, Known { value: message.value, priority, due_ms, deliveries: 0, crashes, state: State::Ready });
         }
     }
 
@@ -597,7 +600,7 @@ impl Model {
             assert_eq!(known.value, got.value, "offset {}", got.offset);
             assert!(matches!(known.state, State::Ready | State::Unsure), "offset {} is {:?}", got.offset, known.state);
             assert!(known.due_ms <= now_ms, "{} ms too soon", known.due_ms - now_ms);
-            let least = known.deliveries + 1;
+            let (least, crashes) = (known.deliveries + 1, crashes - known.crashes);
             assert!((least..=least + crashes).contains(&got.deliveries), "{got:?}, {known:?}, {crashes} crashes");
             assert!(u32::from(got.deliveries) <= LIMIT, "{got:?}");
             if let Some(first) = first {
@@ -758,7 +761,7 @@ impl Model {
             assert_eq!(self.known[&offset].value, *value);
         }
         for (offset, known) in &self.known {
-            let limit_reached = u32::from(known.deliveries + self.crashes) >= LIMIT;
+            let limit_reached = u32::from(known.deliveries + self.crashes - known.crashes) >= LIMIT;
             match known.state {
                 State::Done => assert!(!places.contains(offset), "{offset} is done and dead"),
                 State::Dead => assert!(places.contains(offset), "{offset} was rejected and isn't there"),
