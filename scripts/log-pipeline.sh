@@ -20,7 +20,6 @@ running=()
 finish() {
     local code=$?
     # The youngest first: nobody loses what it writes to.
-    [ ! -f "$work/rsyslog.pid" ] || kill "$(cat "$work/rsyslog.pid")" 2>/dev/null || true
     for ((at = ${#running[@]} - 1; at >= 0; at--)); do kill "${running[at]}" 2>/dev/null || true; done
     wait || true
     if [ $code = 0 ]; then rm -rf "$work"; else echo "logs of all parts: $work"; fi
