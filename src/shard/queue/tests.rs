@@ -594,6 +594,8 @@ impl Model {
                 .known
                 .iter()
                 .filter(|(_, known)| known.state == State::Ready && known.deliveries == 0 && known.due_ms == 0)
+                // Every crash may have counted a delivery, as many as make it poison.
+                .filter(|(_, known)| u32::from(self.crashes - known.crashes) < LIMIT)
                 .map(|(offset, known)| order(*offset, known))
                 .min();
             let known = self.known.get_mut(&got.offset).expect("never invented");
