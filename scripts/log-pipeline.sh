@@ -34,7 +34,9 @@ within() { # SECONDS WHAT CONDITION
     done
 }
 
-native=127.0.0.1:0 kafka=127.0.0.1:0
+# Below the ports that systems give away: a restart finds them free, those of the shards behind them too.
+port=$((11000 + RANDOM % 80 * 100))
+native=127.0.0.1:$port kafka=127.0.0.1:$((port + 90))
 serve() {
     : >"$work/broker.log"
     "$program" serve --data "$work/data" --memory 256M --segment-bytes 16M --native $native --kafka $kafka --kafka-single-port --admin off 2>"$work/broker.log" &
@@ -52,10 +54,9 @@ export RINGMAIN_CONNECT=$native
 echo "broker: native $native, Kafka $kafka"
 
 if [ -z "$url" ]; then
-    port=$((21000 + RANDOM % 9000))
-    url=http://127.0.0.1:$port
+    url=http://127.0.0.1:$((port + 95))
     mkfifo "$work/engine.stdin"
-    java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx512m -cp "$parts/search/*:$parts/search" Search "$work/engine" $port \
+    java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx512m -cp "$parts/search/*:$parts/search" Search "$work/engine" $((port + 95)) \
         <"$work/engine.stdin" >"$work/engine.log" 2>&1 &
     running+=($!)
     exec 8>"$work/engine.stdin"
