@@ -189,11 +189,6 @@ impl Slice {
         let start = unsafe { self.start.add(range.start) };
         Slice { owner: self.owner.clone(), start, len: range.len() }
     }
-
-    /// What the arena charges for the memory that it keeps, bytes.
-    pub fn charged_bytes(&self) -> usize {
-        self.owner.bytes
-    }
 }
 
 impl Deref for Slice {
