@@ -93,7 +93,6 @@ impl Outcome {
     }
 }
 
-#[allow(dead_code)]
 fn main() -> Result<()> {
     let outcome = run(&common::program()?, 500)?;
     let span = |read: &[String]| match (read.first(), read.last()) {

@@ -95,7 +95,6 @@ impl Outcome {
     }
 }
 
-#[allow(dead_code)]
 fn main() -> Result<()> {
     let outcome = run(&common::program()?, 100_000, 1_000)?;
     let (buyers, pieces) = (outcome.buyers, outcome.pieces);

@@ -97,7 +97,6 @@ impl Outcome {
     }
 }
 
-#[allow(dead_code)]
 fn main() -> Result<()> {
     let outcome = run(&common::program()?, 300_000)?;
     let mut rows = vec![row(&["level", "written", "to the alert queue", "counted by the others"])];

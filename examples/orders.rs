@@ -121,7 +121,6 @@ impl Outcome {
     }
 }
 
-#[allow(dead_code)]
 fn main() -> Result<()> {
     let outcome = run(&common::program()?, 2_000)?;
     print_table(&[

@@ -116,7 +116,6 @@ impl Outcome {
     }
 }
 
-#[allow(dead_code)]
 fn main() -> Result<()> {
     let outcome = run(&common::program()?, 200)?;
     let line = |name: &str, waited: Duration| {

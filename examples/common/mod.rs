@@ -1,6 +1,6 @@
 //! What the examples share: a broker of their own, as a child process, and the table they print.
 
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each example uses a part of it")]
 
 use std::error::Error;
 use std::io::{BufRead, BufReader};

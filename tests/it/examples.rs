@@ -1,5 +1,7 @@
 //! The examples at a small size, with the assertions that they make themselves.
 
+#![allow(dead_code, reason = "an example's main is not for the test")]
+
 use std::path::Path;
 
 use crate::harness::PROGRAM;

@@ -115,6 +115,8 @@ macro_rules! fixed {
     )*};
 }
 
+pub(crate) use {fixed, open};
+
 fixed! {
     /// Answer to a produce request, once the batch is as durable as its topic asks.
     ProduceReply / ArchivedProduceReply [24] {

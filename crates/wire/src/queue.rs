@@ -11,7 +11,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::align_up;
-use crate::control::{CONTROL_VERSION, ControlError, Durability, PartitionPlace, fixed_bytes, read_fixed};
+use crate::control::{CONTROL_VERSION, ControlError, Durability, PartitionPlace, fixed, fixed_bytes, open, read_fixed};
 
 /// Names of record headers that queues look at.
 pub mod name {
@@ -155,14 +155,6 @@ impl Default for QueueConfig {
     }
 }
 
-macro_rules! open {
-    ($($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* })*) => {$(
-        $(#[$doc])*
-        #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-        pub struct $name { $($(#[$fdoc])* pub $field: $ty,)* }
-    )*};
-}
-
 open! {
     /// Creates a queue, and its topic if that isn't there.
     CreateQueue {
@@ -295,74 +287,72 @@ pub enum QueueAnswer {
     Unsettled(Vec<(u64, u32)>),
 }
 
-/// Asks for messages of a queue in one partition, 40 bytes. Answered when there is one, or when the wait is over.
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueReceive {
-    /// [`CONTROL_VERSION`].
-    pub version: u16,
-    /// Consumers of higher priority are served first; others only while those wait for nothing.
-    pub consumer_priority: i16,
-    /// From the catalog.
-    pub queue: u32,
-    /// From the catalog.
-    pub partition: u32,
-    /// Chosen by the client, unique on its connection: who may settle what is delivered.
-    pub consumer: u32,
-    /// At most so many; 1 to [`RECEIVE_MESSAGES_MAX`].
-    pub max_messages: u32,
-    /// At most so many bytes of messages, except that one is always delivered whole.
-    pub max_bytes: u32,
-    /// Answer empty after so many ms; at most [`RECEIVE_WAIT_MAX_MS`].
-    pub max_wait_ms: u32,
-    /// 0.
-    pub reserved: u32,
-    /// 0.
-    pub reserved_too: u64,
-}
+fixed! {
+    /// Asks for messages of a queue in one partition, 40 bytes. Answered when there is one, or when the wait is over.
+    QueueReceive / ArchivedQueueReceive [40] {
+        /// [`CONTROL_VERSION`].
+        version: u16,
+        /// Consumers of higher priority are served first; others only while those wait for nothing.
+        consumer_priority: i16,
+        /// From the catalog.
+        queue: u32,
+        /// From the catalog.
+        partition: u32,
+        /// Chosen by the client, unique on its connection: who may settle what is delivered.
+        consumer: u32,
+        /// At most so many; 1 to [`RECEIVE_MESSAGES_MAX`].
+        max_messages: u32,
+        /// At most so many bytes of messages, except that one is always delivered whole.
+        max_bytes: u32,
+        /// Answer empty after so many ms; at most [`RECEIVE_WAIT_MAX_MS`].
+        max_wait_ms: u32,
+        /// 0.
+        reserved: u32,
+        /// 0.
+        reserved_too: u64,
+    }
 
-/// Before the messages of an answer to [`QueueReceive`], 16 bytes; [`Deliveries`] reads those.
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueReceived {
-    /// [`CONTROL_VERSION`].
-    pub version: u16,
-    /// 0.
-    pub reserved: u16,
-    /// Where they are from.
-    pub partition: u32,
-    /// Messages that follow.
-    pub count: u32,
-    /// 0.
-    pub reserved_too: u32,
-}
+    /// Before the messages of an answer to [`QueueReceive`], 16 bytes; [`Deliveries`] reads those.
+    QueueReceived / ArchivedQueueReceived [16] {
+        /// [`CONTROL_VERSION`].
+        version: u16,
+        /// 0.
+        reserved: u16,
+        /// Where they are from.
+        partition: u32,
+        /// Messages that follow.
+        count: u32,
+        /// 0.
+        reserved_too: u32,
+    }
 
-/// Before the settlements of a request, 16 bytes.
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueSettle {
-    /// [`CONTROL_VERSION`].
-    pub version: u16,
-    /// 0.
-    pub reserved: u16,
-    /// Which.
-    pub queue: u32,
-    /// Where.
-    pub partition: u32,
-    /// Who received them.
-    pub consumer: u32,
-}
+    /// Before the settlements of a request, 16 bytes.
+    QueueSettle / ArchivedQueueSettle [16] {
+        /// [`CONTROL_VERSION`].
+        version: u16,
+        /// 0.
+        reserved: u16,
+        /// Which.
+        queue: u32,
+        /// Where.
+        partition: u32,
+        /// Who received them.
+        consumer: u32,
+    }
 
-/// Answer to a settle request, 16 bytes, once it is durable.
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueSettled {
-    /// [`CONTROL_VERSION`].
-    pub version: u16,
-    /// 0.
-    pub reserved: u16,
-    /// Messages settled.
-    pub settled: u32,
-    /// Single messages named that this consumer doesn't hold (any more): another may have them, or they are settled.
-    pub refused: u32,
-    /// 0.
-    pub reserved_too: u32,
+    /// Answer to a settle request, 16 bytes, once it is durable.
+    QueueSettled / ArchivedQueueSettled [16] {
+        /// [`CONTROL_VERSION`].
+        version: u16,
+        /// 0.
+        reserved: u16,
+        /// Messages settled.
+        settled: u32,
+        /// Single messages named that this consumer doesn't hold (any more): another may have them, or they are settled.
+        refused: u32,
+        /// 0.
+        reserved_too: u32,
+    }
 }
 
 /// Some messages of one consumer and what becomes of them, 24 bytes.
@@ -419,31 +409,6 @@ impl Settlement {
         let count = u32::from_le_bytes(*bytes.get(16..)?.first_chunk()?);
         Some(Settlement { first: word(0)?, delay_ms: word(8)?, count, verb: Verb::from_number(*bytes.get(20)?)? })
     }
-}
-
-macro_rules! fixed {
-    ($($name:ident / $archived:ident [$bytes:literal])*) => {$(
-        impl $name {
-            /// Size on the wire.
-            pub const BYTES: usize = $bytes;
-            /// The bytes on the wire.
-            pub fn to_bytes(&self) -> [u8; $bytes] { fixed_bytes(self) }
-            /// Reads it from the start of `bytes`; refuses other versions than [`CONTROL_VERSION`].
-            pub fn read(bytes: &[u8]) -> Result<$name, ControlError> {
-                let value: $name = read_fixed(bytes)?;
-                if value.version != CONTROL_VERSION { return Err(ControlError::UnknownVersion { got: value.version }); }
-                Ok(value)
-            }
-        }
-        const _: () = assert!(size_of::<$archived>() == $bytes);
-    )*};
-}
-
-fixed! {
-    QueueReceive / ArchivedQueueReceive [40]
-    QueueReceived / ArchivedQueueReceived [16]
-    QueueSettle / ArchivedQueueSettle [16]
-    QueueSettled / ArchivedQueueSettled [16]
 }
 
 /// One message as a queue delivers it, borrowed.
