@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use ringmain_wire::PartitionId;
-use ringmain_wire::queue::{QueueAnswer, QueueCall, QueueInfo, Settlement};
+use ringmain_wire::queue::{QueueAnswer, QueueCall, QueueInfo, Settlement, name};
+use ringmain_wire::record::HeadersBuilder;
 
 /// Number of a queue; never reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +66,8 @@ pub struct QueueRequest {
 /// A message that goes from a queue to another topic. From shard to shard, by way of a router, which finds the partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
+    /// The partition that it comes from, and its offset there.
+    pub from: (PartitionId, u64),
     /// Where to.
     pub topic: String,
     /// The partition there, once it is known; 0 before.
@@ -81,6 +84,17 @@ pub struct Forward {
     pub headers: Vec<u8>,
     /// Some of them are for queues.
     pub has_queue_headers: bool,
+}
+
+impl Forward {
+    /// As it is stored in partition `to`: with a header that says where it is from, in words that people have, too. `topic`, `index`: of the
+    /// partition that it comes from.
+    pub fn addressed(&self, to: PartitionId, topic: &str, index: u32) -> Forward {
+        let mut place = HeadersBuilder::default();
+        place.push(name::DEAD_PLACE, Some(format!("{topic}:{index}:{}", self.from.1).as_bytes()));
+        let headers = [&self.headers, place.as_bytes()].concat();
+        Forward { partition: to, headers, ..self.clone() }
+    }
 }
 
 /// Answers about queues; errors come as `Reply::Failed`.

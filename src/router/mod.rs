@@ -399,8 +399,8 @@ impl Router {
     /// Hands a shard's question to the shard that serves it. Without room there it is kept.
     fn ask(&mut self, asker: ShardId, ticket: u64, request: Request<'static>, now: Now) {
         let request = match request {
-            Request::Forward(forward) if forward.partition == PartitionId::STATE => match self.forward_place(&forward) {
-                Some(partition) => Request::Forward(Arc::new(Forward { partition, ..Forward::clone(&forward) })),
+            Request::Forward(forward) if forward.partition == PartitionId::STATE => match self.addressed(&forward) {
+                Some(forward) => Request::Forward(Arc::new(forward)),
                 None => {
                     let message = format!("no topic '{}' to send a message to", forward.topic);
                     let reply = Reply::Failed(Failure::new(ErrorCode::UnknownTopic, message));
@@ -426,10 +426,11 @@ impl Router {
         }
     }
 
-    fn forward_place(&self, forward: &Forward) -> Option<PartitionId> {
+    fn addressed(&self, forward: &Forward) -> Option<Forward> {
         let partitions = &self.catalog.topic(&forward.topic)?.partitions;
-        let at = forward.spread as usize % partitions.len().max(1);
-        partitions.get(at).map(|place| PartitionId(place.partition))
+        let to = partitions.get(forward.spread as usize % partitions.len().max(1))?;
+        let from = self.catalog.partition(forward.from.0)?;
+        Some(forward.addressed(PartitionId(to.partition), &self.catalog.topic_by_id(from.topic)?.name, from.index))
     }
 
     fn ask_again(&mut self, now: Now) {

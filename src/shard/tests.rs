@@ -147,7 +147,10 @@ impl Rig {
             return self.shard.answered(ticket, Reply::Failed(ErrorCode::UnknownTopic.into()), self.now);
         };
         let place = &topic.partitions[forward.spread as usize % topic.partitions.len()];
-        let forward = Forward { partition: PartitionId(place.partition), ..forward.clone() };
+        let catalog = self.shard.catalog();
+        let from = catalog.partition(forward.from.0).expect("the queue's partition");
+        let name = &catalog.topic_by_id(from.topic).expect("its topic").name;
+        let forward = forward.addressed(PartitionId(place.partition), name, from.index);
         let origin = Origin { core: 0, connection: SHARD, generation: 0, request: ticket };
         if self.shard.handle(origin, &Request::Forward(forward.into()), self.now).is_err() {
             self.shard.answered(ticket, Reply::Failed(ErrorCode::Overloaded.into()), self.now);

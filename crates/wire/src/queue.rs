@@ -30,7 +30,7 @@ pub mod name {
     pub const DEAD_REASON: &[u8] = b"dead-letter-reason";
     /// … the queue it was in.
     pub const DEAD_QUEUE: &[u8] = b"dead-letter-queue";
-    /// … where, as decimal `partition:offset`: the same message has the same place, also if it comes twice.
+    /// … where, as `topic:partition:offset`, the partition counted from 0: the same message has the same place, also if it comes twice.
     pub const DEAD_PLACE: &[u8] = b"dead-letter-place";
     /// … when, decimal ms since the Unix epoch.
     pub const DEAD_TIME: &[u8] = b"dead-letter-time";

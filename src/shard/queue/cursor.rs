@@ -54,6 +54,14 @@ impl Place {
         self.0 & ((1 << OFFSET_BITS) - 1)
     }
 
+    /// The first there is, whatever the priority.
+    pub const FIRST: Place = Place(0);
+
+    /// The first of the next lower priority. `None` = there is none.
+    pub fn next_level(self) -> Option<Place> {
+        ((self.0 >> OFFSET_BITS) + 1 <= 255).then(|| Place(((self.0 >> OFFSET_BITS) + 1) << OFFSET_BITS))
+    }
+
     fn priority(self) -> u8 {
         255 - (self.0 >> OFFSET_BITS) as u8
     }
@@ -533,12 +541,33 @@ impl Cursor {
         self.ready.first().copied()
     }
 
+    /// The first ready message at or behind that place.
+    pub fn ready_from(&self, from: Place) -> Option<Place> {
+        self.ready.range(from..).next().copied()
+    }
+
+    /// Messages that are ready, of those looked at.
+    pub fn ready_count(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Whether it is settled.
+    pub fn is_settled(&self, offset: u64) -> bool {
+        self.settled.contains(offset)
+    }
+
+    /// A ready message's time is over.
+    pub fn expire(&mut self, place: Place) {
+        if self.ready.remove(&place) {
+            let deliveries = self.deliveries_before(place.offset());
+            self.die(Dying { offset: place.offset(), deliveries, death: Death::Expired });
+        }
+    }
+
     /// Before it is delivered: a message that was ready, shown again. True = [`Cursor::deliver`] it.
     pub fn recheck(&mut self, place: Place, info: RecordInfo, now: Now) -> bool {
         if info.expires_ms.is_some_and(|at| at <= now.wall_ms) {
-            self.ready.remove(&place);
-            let deliveries = self.deliveries_before(place.offset());
-            self.die(Dying { offset: place.offset(), deliveries, death: Death::Expired });
+            self.expire(place);
             return false;
         }
         // A delayed message takes its key when its time has come.

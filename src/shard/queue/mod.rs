@@ -13,6 +13,7 @@
 //! | `cursor` | one queue in one partition: the states of its messages |
 //! | `ranges` | settled offsets above a floor |
 //! | `feed` | records out of stored frames |
+//! | `expiry` | messages that expire while nobody receives |
 //! | `filter` | which messages a queue takes |
 //! | `serve` | the shard's side: requests in, messages out, records into the log, timers |
 //! | `persist` | cursors as state records, and back |
@@ -23,6 +24,7 @@
 
 pub mod catalog;
 pub mod cursor;
+mod expiry;
 pub mod feed;
 pub mod filter;
 pub mod persist;
@@ -40,6 +42,7 @@ use ringmain_wire::{Offset, PartitionId, TopicId};
 use crate::request::queue::QueueId;
 use crate::request::{Extent, Origin};
 use cursor::Cursor;
+use expiry::Heads;
 use feed::Walker;
 use filter::Filter;
 
@@ -60,6 +63,8 @@ pub struct QueueTable {
     /// Cursors that wait for a footer of a segment, and for room to read.
     footer_waits: Vec<(u64, u32)>,
     cold_waits: Vec<u32>,
+    /// … and for room to remember more, the first that came to wait first.
+    room_waits: VecDeque<u32>,
     /// Things remembered one by one by all cursors.
     entries: usize,
     /// Bytes of pieces of the log.
@@ -130,6 +135,8 @@ struct Slot {
     waiters: VecDeque<Waiter>,
     is_head_logged: bool,
     is_dirty: bool,
+    waits_for_room: bool,
+    heads: Heads,
     /// A read from the device is under way, or a footer.
     is_reading: bool,
     /// Messages on their way to another topic.
@@ -186,6 +193,17 @@ impl QueueTable {
     /// There is room for reads again.
     pub fn retry_cold(&mut self) {
         for index in std::mem::take(&mut self.cold_waits) {
+            self.mark_dirty(index);
+        }
+    }
+
+    /// Cursors that wait for room, as many as there is room for, if `most` things may be remembered.
+    fn room_again(&mut self, most: usize) {
+        for _ in 0..most.saturating_sub(self.entries).min(self.room_waits.len()) {
+            let Some(index) = self.room_waits.pop_front() else { return };
+            if let Some(slot) = self.get_mut(index) {
+                slot.waits_for_room = false;
+            }
             self.mark_dirty(index);
         }
     }
@@ -248,6 +266,8 @@ impl QueueTable {
             waiters: VecDeque::new(),
             is_head_logged,
             is_dirty: false,
+            waits_for_room: false,
+            heads: Heads::new(is_head_logged),
             is_reading: false,
             leaving: 0,
             leave_after_us: 0,
@@ -274,6 +294,7 @@ impl QueueTable {
         self.dirty.retain(|dirty| *dirty != index);
         self.footer_waits.retain(|(_, waits)| *waits != index);
         self.cold_waits.retain(|waits| *waits != index);
+        self.room_waits.retain(|waits| *waits != index);
         self.by_connection.values_mut().for_each(|slots| slots.retain(|used| *used != index));
         self.entries -= slot.entries;
         self.piece_bytes -= slot.piece_bytes;

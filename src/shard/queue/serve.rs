@@ -9,7 +9,7 @@ use ringmain_wire::record::{HeadersBuilder, headers};
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, RecordBatchBuilder, TopicId, control};
 
 use super::catalog::QueuePiece;
-use super::cursor::{Admission, ConsumerKey, Cursor, Dying, End, Place, Returned};
+use super::cursor::{Admission, ConsumerKey, Cursor, Dying, End, Place, RecordInfo, Returned};
 use super::feed::{Found, Reading, Shown, Walker, info};
 use super::filter::Filter;
 use super::{Piece, Queue, Slot, Waiter, persist};
@@ -74,7 +74,7 @@ pub struct QueueRead {
 }
 
 /// What was found of a record.
-enum Got<T> {
+pub(super) enum Got<T> {
     It(T),
     /// It isn't a message, or is gone.
     Gone,
@@ -211,6 +211,7 @@ impl Shard {
 
     fn drop_cursor(&mut self, partition: PartitionId, queue: QueueId) {
         let Some(mut slot) = self.queues.remove(partition, queue) else { return };
+        self.queues.room_again(self.config.queue_entries_max);
         for waiter in slot.waiters.drain(..) {
             self.fail(waiter.origin, ErrorCode::UnknownQueue.into());
         }
@@ -410,6 +411,7 @@ impl Shard {
         let entries = slot.cursor.entry_count();
         self.queues.entries = self.queues.entries + entries - slot.entries;
         slot.entries = entries;
+        self.queues.room_again(self.config.queue_entries_max);
         let deadline = self.deadline_of(&slot, now);
         self.queues.slots[index as usize] = Some(slot);
         self.queues.set_timer(index, deadline);
@@ -437,11 +439,13 @@ impl Shard {
         if self.stopping || self.fault.is_some() {
             return None;
         }
-        let waiter = slot.waiters.iter().map(|waiter| waiter.deadline_us).min();
+        let grace_us = self.grace_us(slot);
+        let ends = |waiter: &Waiter| if waiter.deadline_us > now.monotonic_us { waiter.deadline_us } else { waiter.deadline_us + grace_us };
+        let waiter = slot.waiters.iter().map(ends).min();
         // A rate lets the next one through soon.
         let rate = (slot.cursor.config().rate_per_second.is_some() && !slot.waiters.is_empty()).then_some(now.monotonic_us + 10_000);
         let leave = slot.cursor.has_dying().then_some(slot.leave_after_us.max(now.monotonic_us + 1_000));
-        [slot.cursor.next_deadline_us(now), waiter, rate, leave].into_iter().flatten().min()
+        [slot.cursor.next_deadline_us(now), waiter, rate, leave, self.head_deadline_us(slot, now)].into_iter().flatten().min()
     }
 
     /// False = there is more to do at once.
@@ -460,7 +464,8 @@ impl Shard {
                 slot.cursor.drop_head(most, end);
             }
             is_done = self.dispatch(index, slot, end, budget, now);
-            self.end_waits(slot, end, now);
+            is_done &= self.expire_heads(index, slot, end, budget, now);
+            self.end_waits(slot, now);
             self.send_away(index, slot, now);
             is_done &= self.log_mark(index, slot, now);
         }
@@ -644,7 +649,7 @@ impl Shard {
 
     /// Looks at everything that is there, in a queue whose order isn't the log's. `Gone` = the turn's budget is.
     fn feed_ahead(&mut self, index: u32, slot: &mut Slot, end: u64, budget: &mut usize, now: Now) -> Got<()> {
-        while slot.cursor.next() < end && slot.cursor.takes_more() && self.has_room() {
+        while slot.cursor.next() < end && slot.cursor.takes_more() && self.has_room(index, slot) {
             if *budget == 0 {
                 return Got::Gone;
             }
@@ -657,8 +662,14 @@ impl Shard {
         Got::It(())
     }
 
-    fn has_room(&self) -> bool {
-        self.queues.entries < self.config.queue_entries_max
+    /// Whether another message may be remembered; if not, the cursor is woken when it may.
+    pub(super) fn has_room(&mut self, index: u32, slot: &mut Slot) -> bool {
+        let has_room = self.queues.entries < self.config.queue_entries_max;
+        if !has_room && !slot.waits_for_room {
+            slot.waits_for_room = true;
+            self.queues.room_waits.push_back(index);
+        }
+        has_room
     }
 
     /// As many messages as one receive may have.
@@ -689,7 +700,7 @@ impl Shard {
                 continue;
             }
             let next = slot.cursor.next();
-            if feeds_ahead || next >= end || next >= slot.cursor.mark() || !slot.cursor.takes_more() || !self.has_room() {
+            if feeds_ahead || next >= end || next >= slot.cursor.mark() || !slot.cursor.takes_more() || !self.has_room(index, slot) {
                 break;
             }
             *budget -= 1;
@@ -713,13 +724,29 @@ impl Shard {
 
     /// Shows the next record to the cursor; `ready` decides what becomes of one that is ready.
     fn feed_one(&mut self, index: u32, slot: &mut Slot, end: u64, now: Now, ready: impl FnOnce(&mut Cursor, &Shown<'_>, Place)) -> Got<()> {
+        self.look_at_next(index, slot, end, |cursor, shown, info| {
+            if let Admission::Ready(place) = cursor.admit(info, now) {
+                ready(cursor, shown, place);
+            }
+        })
+    }
+
+    /// What the cursor wants to know of the next record, and the record; `work` may admit it.
+    pub(super) fn look_at_next<T>(
+        &mut self,
+        index: u32,
+        slot: &mut Slot,
+        end: u64,
+        work: impl FnOnce(&mut Cursor, &Shown<'_>, RecordInfo) -> T,
+    ) -> Got<T> {
         let mut is_fresh = false;
         loop {
             let next = slot.cursor.next();
             if slot.feed.bytes.is_empty() || !(slot.feed.from..slot.feed.until).contains(&next) {
                 match self.fill(index, slot, next, end) {
                     Got::It(()) => is_fresh = true,
-                    other => return other,
+                    Got::Gone => return Got::Gone,
+                    Got::Later => return Got::Later,
                 }
             }
             let Slot { feed, cursor, filter, partition, .. } = slot;
@@ -730,10 +757,7 @@ impl Shard {
                 Found::Record(shown) => {
                     let config = cursor.config();
                     let info = info(&shown, filter, config.ttl_ms, config.key_ordered);
-                    if let Admission::Ready(place) = cursor.admit(info, now) {
-                        ready(cursor, &shown, place);
-                    }
-                    return Got::It(());
+                    return Got::It(work(cursor, &shown, info));
                 }
                 Found::Skip { until, end: how } => {
                     cursor.skip_to(until.min(end), how);
@@ -818,6 +842,7 @@ impl Shard {
                 Err(error) => {
                     self.counters.failures += 1;
                     let failure = super::super::read::read_failure(&error);
+                    slot.heads.read_failed();
                     let waiters = std::mem::take(&mut slot.waiters);
                     self.queues.waiting -= waiters.len();
                     waiters.into_iter().for_each(|waiter| self.fail(waiter.origin, failure.clone()));
@@ -838,6 +863,7 @@ impl Shard {
             let Some(slot) = self.queues.get_mut(index) else { continue };
             slot.is_reading = false;
             if let Some(failure) = failure {
+                slot.heads.read_failed();
                 let waiters = std::mem::take(&mut slot.waiters);
                 self.queues.waiting -= waiters.len();
                 waiters.into_iter().for_each(|waiter| self.fail(waiter.origin, failure.clone()));
@@ -848,7 +874,13 @@ impl Shard {
     }
 
     /// One record again, wherever it is.
-    fn with_record<T>(&mut self, index: u32, slot: &mut Slot, offset: u64, work: impl FnOnce(&mut Cursor, &Shown<'_>) -> T) -> Got<T> {
+    pub(super) fn with_record<T>(
+        &mut self,
+        index: u32,
+        slot: &mut Slot,
+        offset: u64,
+        work: impl FnOnce(&mut Cursor, &Shown<'_>) -> T,
+    ) -> Got<T> {
         let transcode = self.config.transcode;
         let reading = Reading { transcode, transcode_bytes_max: TRANSCODED_MAX_BYTES, is_aborted: &|_| false };
         let Slot { again, cursor, .. } = slot;
@@ -895,13 +927,18 @@ impl Shard {
         }
     }
 
-    /// Answers receives whose wait is over.
-    fn end_waits(&mut self, slot: &mut Slot, end: u64, now: Now) {
+    /// How much longer than it asked a receive waits: its messages may be on their way from the disk.
+    fn grace_us(&self, slot: &Slot) -> u64 {
         let cursor = &slot.cursor;
+        let end = self.partitions.get(slot.partition).map_or(0, |partition| partition.readable_end(true).0);
         let has_more = cursor.first_ready().is_some() || cursor.next() < end;
         let is_coming = cursor.returning() > 0 || (has_more && (slot.is_reading || cursor.mark() <= cursor.next()));
-        let is_coming = is_coming && !cursor.config().paused;
-        let grace_us = if is_coming { READ_GRACE_US } else { 0 };
+        if is_coming && !cursor.config().paused { READ_GRACE_US } else { 0 }
+    }
+
+    /// Answers receives whose wait is over.
+    fn end_waits(&mut self, slot: &mut Slot, now: Now) {
+        let grace_us = self.grace_us(slot);
         let mut at = 0;
         while at < slot.waiters.len() {
             let waiter = slot.waiters[at];
@@ -991,10 +1028,10 @@ fn forward(shown: &Shown<'_>, dying: &Dying, topic: &str, queue: &str, partition
     }
     kept.push(name::DEAD_REASON, Some(dying.death.text().as_bytes()))
         .push(name::DEAD_QUEUE, Some(queue.as_bytes()))
-        .push(name::DEAD_PLACE, Some(format!("{partition}:{}", dying.offset).as_bytes()))
         .push(name::DEAD_TIME, Some(now.wall_ms.to_string().as_bytes()))
         .push(name::DEAD_COUNT, Some(dying.deliveries.to_string().as_bytes()));
     Forward {
+        from: (partition, dying.offset),
         topic: topic.to_owned(),
         partition: PartitionId::STATE,
         spread: shown.record.key.map_or(dying.offset as u32, ringmain_wire::murmur2::murmur2),

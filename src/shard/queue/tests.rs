@@ -186,6 +186,11 @@ fn failed(reply: &Reply) -> ErrorCode {
     }
 }
 
+/// Of a dead letter from queue `work`, whose topic has one partition: its offset there.
+fn place_of(headers: &BTreeMap<String, String>) -> u64 {
+    headers["dead-letter-place"].strip_prefix("work:0:").and_then(|at| at.parse().ok()).expect("topic, partition, offset")
+}
+
 fn rig(config: QueueConfig) -> Rig {
     let mut rig = Rig::open(SimDisk::new(1, SimOptions::default()), shard_config(), start());
     rig.create("dead", 1, TopicConfig::default());
@@ -293,6 +298,7 @@ fn poison_goes_to_the_dead_letter_topic_and_says_why() {
         dead.iter().map(|(value, headers)| (value.as_str(), &*headers["dead-letter-reason"], &*headers["dead-letter-count"])).collect();
     assert_eq!(seen, [("bad", "rejected", "1"), ("poison", "delivery-limit", "2")]);
     assert_eq!(dead[0].1["dead-letter-queue"], "work");
+    assert_eq!((dead[0].1["dead-letter-place"].as_str(), dead[1].1["dead-letter-place"].as_str()), ("work:0:1", "work:0:0"));
     let state = rig.queue_state();
     assert_eq!((state.dead_lettered, state.acked, state.enqueued), (2, 1, 3));
     let mut rig = rig.power_cut();
@@ -381,6 +387,81 @@ fn messages_expire() {
     let dead = rig.topic_records("dead");
     assert_eq!(dead.iter().map(|it| it.0.as_str()).collect::<Vec<_>>(), ["short", "a"]);
     assert!(dead.iter().all(|it| it.1["dead-letter-reason"] == "expired"));
+}
+
+#[test]
+fn expired_messages_leave_when_nobody_receives() {
+    for priorities in [1, 3] {
+        let mut rig = rig(QueueConfig { ttl_ms: Some(5_000), priorities, dead_letter: Some("dead".into()), ..QueueConfig::default() });
+        rig.publish(&[message("a"), Message { ttl_ms: Some(50), priority: 1, ..message("short") }]);
+        rig.settle();
+        rig.pass(1_000_000);
+        rig.turns(100);
+        // A head is looked at; what is behind one that lives longer isn't.
+        assert_eq!(rig.topic_records("dead").len(), usize::from(priorities > 1));
+        rig.pass(4_000_000);
+        rig.turns(100);
+        assert_eq!(rig.topic_records("dead").len(), 2, "{priorities} priorities");
+        let state = rig.queue_state();
+        assert_eq!((state.dead_lettered, state.ready), (2, 0));
+    }
+    // Where only the message says so, and after a crash; what doesn't expire stays.
+    let mut rig = rig(QueueConfig { dead_letter: Some("dead".into()), ..QueueConfig::default() });
+    rig.publish(&[Message { ttl_ms: Some(50), ..message("short") }, message("stays")]);
+    let mut rig = rig.power_cut();
+    rig.pass(62_000_000);
+    rig.turns(100);
+    rig.pass(2_000_000);
+    rig.turns(100);
+    assert_eq!(rig.topic_records("dead").len(), 1);
+    assert_eq!(rig.queue_state().ready, 1);
+    assert_eq!(rig.shard.queues.next_deadline_us(), None, "a queue where nothing expires costs nothing");
+}
+
+#[test]
+fn a_queue_that_waits_for_room_goes_on_when_there_is_some() {
+    let shard = crate::shard::ShardConfig { queue_entries_max: 3, ..shard_config() };
+    let mut rig = Rig::open(SimDisk::new(1, SimOptions::default()), shard, start());
+    rig.create_queue(QueueConfig::default());
+    let other = CreateQueue {
+        name: "other".into(),
+        topic: "work".into(),
+        partition_count: 1,
+        durability: Durability::Durable,
+        config: QueueConfig::default(),
+    };
+    rig.ask(&Request::CreateQueue(other.into()));
+    rig.publish(&["a", "b", "c"].map(message));
+    assert_eq!(rig.receive(1, 1, 3).len(), 3);
+    let partition = PartitionId(rig.queue_partition());
+    let receive =
+        Receive { queue: QueueId(2), partition, consumer: 1, priority: 0, max_messages: 2, max_bytes: 1 << 20, max_wait_ms: 60_000 };
+    let waits = rig.send_from(2, &Request::Receive(receive));
+    rig.turns(100);
+    assert!(!rig.is_answered(waits), "three are remembered, as many as may be");
+    let sent = rig.send_settle(1, 1, vec![Settlement { first: 0, count: 3, verb: Verb::Ack, delay_ms: 0 }]);
+    rig.answer(sent);
+    rig.turns(20);
+    assert!(rig.is_answered(waits), "there is room, and nobody woke the queue");
+    assert_eq!(values(&received(&rig.answer(waits))), ["a", "b"]);
+}
+
+#[test]
+fn a_receive_whose_messages_are_being_read_wakes_nobody_meanwhile() {
+    let mut rig = rig(QueueConfig::default());
+    rig.publish(&[message("a")]);
+    let partition = rig.queue_partition();
+    rig.fill(partition, 900 << 10);
+    rig.settle();
+    rig.disk.stall(true);
+    let waits = rig.send_receive(1, 1, 1, 10);
+    rig.turn();
+    rig.pass(20_000);
+    rig.turn();
+    let in_us = rig.shard.queues.next_deadline_us().expect("the end of its grace") - rig.now.monotonic_us;
+    assert!(in_us > 500_000, "woken again in {in_us} µs");
+    rig.disk.stall(false);
+    assert_eq!(values(&received(&rig.answer(waits))), ["a"]);
 }
 
 #[test]
@@ -756,11 +837,9 @@ impl Model {
         assert_eq!(state.dropped, 0, "{state:?}");
         assert_eq!(state.enqueued, self.known.len() as u64);
         let dead = self.rig.topic_records("dead");
-        let places: BTreeSet<u64> =
-            dead.iter().map(|it| it.1["dead-letter-place"].split(':').nth(1).and_then(|at| at.parse().ok()).expect("a place")).collect();
+        let places: BTreeSet<u64> = dead.iter().map(|it| place_of(&it.1)).collect();
         for (value, headers) in &dead {
-            let offset: u64 = headers["dead-letter-place"].split(':').nth(1).and_then(|at| at.parse().ok()).expect("a place");
-            assert_eq!(self.known[&offset].value, *value);
+            assert_eq!(self.known[&place_of(headers)].value, *value);
         }
         for (offset, known) in &self.known {
             let limit_reached = u32::from(known.deliveries + self.crashes - known.crashes) >= LIMIT;

@@ -95,6 +95,12 @@ pub struct QueueConsumerMachine {
     metadata_not_before: Option<Instant>,
     is_gone: bool,
     looked_at: Option<Instant>,
+    /// Partitions where something has happened that may make something due.
+    touched: Vec<u32>,
+    /// Nothing becomes due by time alone before.
+    due_at: Option<Instant>,
+    /// Some partition is.
+    is_halted: bool,
 }
 
 /// Why a request was made.
@@ -132,6 +138,7 @@ struct Partition {
     retry_at: Option<Instant>,
     /// An error was reported: nothing is asked for until it was taken.
     is_halted: bool,
+    is_touched: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -195,6 +202,9 @@ impl QueueConsumerMachine {
             metadata_not_before: None,
             is_gone: false,
             looked_at: None,
+            touched: Vec::new(),
+            due_at: None,
+            is_halted: false,
             map,
             config,
         };
@@ -209,6 +219,7 @@ impl QueueConsumerMachine {
             if is_served {
                 self.order.push_front(index);
             }
+            self.touch(index);
         }
     }
 
@@ -237,10 +248,20 @@ impl QueueConsumerMachine {
             partition.waiting -= 1;
             front.at += bytes;
             front.left -= 1;
+            let (index, is_last) = (front.partition_index, partition.waiting == 0);
+            if is_last {
+                self.touch(index);
+            }
             return Ok(Some(message));
         }
         // Whoever comes back after an error wants another try.
-        self.partitions.iter_mut().for_each(|partition| partition.is_halted = false);
+        if std::mem::take(&mut self.is_halted) {
+            for index in 0..self.partitions.len() {
+                if std::mem::take(&mut self.partitions[index].is_halted) {
+                    self.touch(index as u32);
+                }
+            }
+        }
         Ok(None)
     }
 
@@ -280,19 +301,33 @@ impl QueueConsumerMachine {
             self.held -= 1;
         }
         partition.pending_messages += 1;
-        partition.pending_since.get_or_insert(now);
+        if partition.pending_since.is_none() {
+            partition.pending_since = Some(now);
+            let at = now + self.config.settle_linger;
+            self.due_at = Some(self.due_at.map_or(at, |due_at| due_at.min(at)));
+        }
         match partition.pending.last_mut() {
             Some(last) if last.verb == verb && last.delay_ms == delay_ms && last.first.checked_add(last.count.into()) == Some(offset) => {
                 last.count += 1;
             }
             _ => partition.pending.push(Settlement { first: offset, count: 1, verb, delay_ms }),
         }
+        self.touch(partition_index);
         true
+    }
+
+    fn touch(&mut self, index: u32) {
+        if let Some(partition) = self.partitions.get_mut(index as usize)
+            && !std::mem::replace(&mut partition.is_touched, true)
+        {
+            self.touched.push(index);
+        }
     }
 
     /// Lets every settlement leave at once. Confirmed when [`QueueConsumerMachine::settles_open`] is `false`.
     pub fn begin_flush(&mut self) {
         self.is_flushing = true;
+        (0..self.partitions.len() as u32).for_each(|index| self.touch(index));
     }
 
     /// Whether settlements weren't sent, or sent and not answered.
@@ -333,12 +368,46 @@ impl QueueConsumerMachine {
         self.pull.is_some() || (self.config.prefetch == 0 && self.asked > 0)
     }
 
-    /// Something should leave soon: call [`Machine::transmit`].
-    pub fn is_due(&self, now: Instant) -> bool {
-        self.partitions
-            .iter()
-            .enumerate()
-            .any(|(index, partition)| self.pending_is_due(partition, now) || (partition.is_served && self.next_ask(index, now).is_some()))
+    /// Something should leave soon: call [`Machine::transmit`]. Looks only at partitions where something has happened, and at all of them
+    /// when time has made something due.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        if self.due_at.is_some_and(|at| at <= now) {
+            self.due_at = self.times().filter(|at| *at > now).min();
+            (0..self.partitions.len() as u32).for_each(|index| self.touch(index));
+        }
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.retain(|&index| {
+            let partition = &self.partitions[index as usize];
+            let is_due = self.pending_is_due(partition, now) || (partition.is_served && self.next_ask(index as usize, now).is_some());
+            self.partitions[index as usize].is_touched = is_due;
+            is_due
+        });
+        self.touched = touched;
+        !self.touched.is_empty() || self.next_in_turn_is_due(now)
+    }
+
+    /// The same, by looking at everything.
+    #[cfg(test)]
+    pub(super) fn is_due_anywhere(&self, now: Instant) -> bool {
+        let is_due =
+            |(index, partition)| self.pending_is_due(partition, now) || (partition.is_served && self.next_ask(index, now).is_some());
+        self.partitions.iter().enumerate().any(is_due)
+    }
+
+    /// With more partitions than prefetch, room that one makes is for the next; so is a pull that found nothing.
+    fn next_in_turn_is_due(&self, now: Instant) -> bool {
+        if self.config.prefetch == 0 {
+            return self.order.front().is_some_and(|index| self.next_ask(*index as usize, now).is_some());
+        }
+        let has_turns = (self.config.prefetch as usize) < self.order.len() && self.config.prefetch > self.held + self.asked;
+        has_turns && self.order.iter().any(|index| self.next_ask(*index as usize, now).is_some())
+    }
+
+    /// When time alone makes something due.
+    fn times(&self) -> impl Iterator<Item = Instant> {
+        let linger = self.config.settle_linger;
+        let of = move |partition: &Partition| [partition.retry_at, partition.pending_since.map(|since| since + linger)];
+        self.partitions.iter().flat_map(of).flatten()
     }
 
     /// Messages delivered and not settled.
@@ -494,6 +563,7 @@ impl QueueConsumerMachine {
         match reply.context {
             Purpose::Metadata => self.on_metadata(reply.result),
             Purpose::Receive { partition_index, ask } => {
+                self.touch(partition_index);
                 let asks = &mut self.partitions[partition_index as usize].asks;
                 let Some(at) = asks.iter().position(|known| known.ask == ask) else { return };
                 self.asked -= asks.swap_remove(at).messages;
@@ -503,6 +573,7 @@ impl QueueConsumerMachine {
                             // What it has delivered can't be settled without being known: a new connection brings it back.
                             let partition = &mut self.partitions[partition_index as usize];
                             partition.is_halted = true;
+                            self.is_halted = true;
                             self.errors.push_back(QueueError::BadReply { partition_index, problem });
                             let lost = self.links.fail(port, ConnectionError::Closed, now);
                             self.on_lost(port, lost);
@@ -512,6 +583,7 @@ impl QueueConsumerMachine {
                 }
             }
             Purpose::Settle { partition_index, request } => {
+                self.touch(partition_index);
                 let partition = &mut self.partitions[partition_index as usize];
                 partition.settles_in_flight -= 1;
                 match reply.result.map(|body| QueueSettled::read(&body)) {
@@ -576,7 +648,9 @@ impl QueueConsumerMachine {
     fn on_refused(&mut self, partition_index: u32, error: BrokerError, now: Instant) {
         let partition = &mut self.partitions[partition_index as usize];
         partition.failures += 1;
-        partition.retry_at = Some(now + self.links.backoff(partition.failures));
+        let at = now + self.links.backoff(partition.failures);
+        partition.retry_at = Some(at);
+        self.due_at = Some(self.due_at.map_or(at, |due_at| due_at.min(at)));
         match error.code {
             ErrorCode::UnknownPartition | ErrorCode::UnknownQueue => self.metadata_wanted = true,
             // Worth waiting for, but not without a word.
@@ -586,6 +660,7 @@ impl QueueConsumerMachine {
         }
         if error.code != ErrorCode::UnknownPartition && !partition.is_halted {
             partition.is_halted = true;
+            self.is_halted = true;
             self.errors.push_back(QueueError::Broker { partition_index, error });
         }
     }
@@ -611,6 +686,7 @@ impl QueueConsumerMachine {
 
     /// The connection of a partition is another one now: what came over the old one isn't this consumer's any more.
     fn forget(&mut self, partition_index: u32) {
+        self.touch(partition_index);
         let partition = &mut self.partitions[partition_index as usize];
         partition.epoch += 1;
         self.asked -= partition.asks.drain(..).map(|ask| ask.messages).sum::<u32>();
@@ -703,12 +779,9 @@ impl Machine for QueueConsumerMachine {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let linger = self.config.settle_linger;
-        let of_partitions =
-            self.partitions.iter().flat_map(|partition| [partition.retry_at, partition.pending_since.map(|since| since + linger)]);
         let of_metadata = self.metadata_not_before.filter(|_| self.metadata_wanted && !self.metadata_asked);
         let ahead = |at: &Instant| self.looked_at.is_none_or(|looked_at| *at > looked_at);
-        of_partitions.flatten().chain(of_metadata).filter(ahead).chain(self.links.poll_timeout()).min()
+        self.times().chain(of_metadata).filter(ahead).chain(self.links.poll_timeout()).min()
     }
 
     fn handle_timeout(&mut self, now: Instant) {

@@ -132,7 +132,7 @@ pub struct DeadLetter {
     pub reason: String,
     /// The queue it was in.
     pub queue: String,
-    /// Where: the same message has the same place, also if it comes twice.
+    /// Where, as `topic:partition:offset`, the partition counted from 0: the same message has the same place, also if it comes twice.
     pub place: String,
     /// When, ms since the Unix epoch.
     pub time_ms: i64,

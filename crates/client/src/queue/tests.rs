@@ -41,10 +41,19 @@ impl Run {
     /// One turn; what has come is taken out.
     fn step(&mut self) -> Result<(), QueueError> {
         self.network.step(&mut self.machine, &mut self.broker);
+        self.check_due();
         while let Some(message) = self.machine.poll_message()? {
             self.received.push(message);
+            self.check_due();
         }
+        self.check_due();
         Ok(())
+    }
+
+    /// Nothing that is due is overlooked, and nothing is seen that isn't there.
+    fn check_due(&mut self) {
+        let now = self.now();
+        assert_eq!(self.machine.is_due(now), self.machine.is_due_anywhere(now), "{:?}", self.machine);
     }
 
     fn until(&mut self, done: impl Fn(&mut Run) -> bool) {
