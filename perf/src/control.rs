@@ -9,7 +9,7 @@ use ringmain_wire::control::{
     self, CONTROL_VERSION, CreateTopic, ErrorReply, Hello, HelloReply, ListOffsets, ListOffsetsReply, MetadataReply, MetadataRequest,
     StatsReply, StatsRequest, TopicInfo, TopicName,
 };
-use ringmain_wire::queue::{CreateQueue, QueueInfo, QueueName};
+use ringmain_wire::queue::{CreateQueue, QueueInfo, QueueName, read_config, write_config};
 use ringmain_wire::{Envelope, ErrorCode, Op, PROTOCOL_VERSION, envelope};
 
 /// A broker that answers nothing for this long is taken for dead.
@@ -101,9 +101,9 @@ impl Control {
     /// Creates a queue; its number, once it is durable.
     pub fn create_queue(&mut self, request: &CreateQueue) -> Result<u32> {
         let mut body = Vec::new();
-        control::write_open(request, &mut body);
+        write_config(request, &mut body);
         let answer = self.call(Op::CreateQueue, &body).with_context(|| format!("creating queue '{}'", request.name))?;
-        let info: QueueInfo = control::read_open(&answer)?;
+        let info: QueueInfo = read_config(&answer)?;
         Ok(info.queue)
     }
 

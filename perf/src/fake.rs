@@ -202,7 +202,7 @@ fn answer(request: &Envelope, body: &[u8], shared: &Shared) -> Result<Vec<u8>, E
         Some(Op::Produce) => {
             let base_offset = produce(body, &mut state, shared)?;
             shared.arrived.notify_all();
-            Ok(ProduceReply { version: CONTROL_VERSION, duplicate: 0, reserved: 0, base_offset, append_time_ms: 5 }.to_bytes().to_vec())
+            Ok(ProduceReply { version: CONTROL_VERSION, duplicate: 0, redirected: 0, base_offset, append_time_ms: 5 }.to_bytes().to_vec())
         }
         Some(Op::Fetch) => fetch(FetchRequest::read(body).unwrap(), state, shared),
         _ => Err(ErrorCode::UnsupportedOp),

@@ -94,9 +94,11 @@ pub fn run(arguments: &ProduceArguments, format: Format) -> Result<ExitCode> {
     bar.finish_and_clear();
     // Also when something failed: so much is stored.
     let acknowledged = producer.acknowledged();
+    let redirected = producer.redirected();
     match format {
+        Format::Text if redirected > 0 => output::line(&format!("acknowledged={acknowledged} redirected={redirected}"))?,
         Format::Text => output::line(&format!("acknowledged={acknowledged}"))?,
-        Format::Json => output::json(&json!({ "topic": arguments.topic, "acknowledged": acknowledged }))?,
+        Format::Json => output::json(&json!({ "topic": arguments.topic, "acknowledged": acknowledged, "redirected": redirected }))?,
     }
     match (sent, flushed) {
         (Ok(()), Ok(())) => Ok(ExitCode::SUCCESS),
@@ -195,7 +197,8 @@ const PROGRESS_STEP_BYTES: u64 = 1 << 20;
 const LINES: &str = "\
 A line ends at its LF, which isn't part of the message; a CR before it is. A last line without LF counts, an empty line
 is an empty message, and bytes outside ASCII go through as they are. Prints acknowledged=N: so many messages are stored
-as safely as the topic promises.";
+as safely as the topic promises; and redirected=M if so many of them found a queue full, which passes them on to the topic
+that it redirects to.";
 
 #[cfg(test)]
 mod tests {

@@ -66,6 +66,9 @@ struct CreateArguments {
     /// Begin with what comes from now on [default: with what the topic has stored]
     #[arg(long)]
     from_end: bool,
+    /// Begin with the last so many records of each partition; 1 = with a retained message
+    #[arg(long, value_name = "N", conflicts_with = "from_end")]
+    from_last: Option<u64>,
     /// Succeed if a queue of that name is there, whatever its settings
     #[arg(long)]
     if_not_exists: bool,
@@ -109,9 +112,15 @@ struct Settings {
     /// Most messages that aren't settled, per partition
     #[arg(long, value_name = "N|none", value_parser = limit::<u64>)]
     max_length: Option<Limit<u64>>,
+    /// Most bytes of keys, values and headers of messages that aren't settled, per partition
+    #[arg(long, value_name = "N|none", value_parser = limit::<u64>)]
+    max_bytes: Option<Limit<u64>>,
     /// What becomes of a message too many: reject it, drop-head (the oldest goes), or redirect:TOPIC
     #[arg(long, value_name = "HOW", value_parser = overflow)]
     overflow: Option<(Overflow, Option<String>)>,
+    /// Delete the queue when it had no consumer and nobody used it for so long
+    #[arg(long, value_name = "MS|none", value_parser = limit::<u64>)]
+    expires_ms: Option<Limit<u64>>,
     /// Messages of one key are at one consumer at a time, in order
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     key_ordered: Option<bool>,
@@ -232,6 +241,8 @@ impl Settings {
         set(&mut config.priorities, self.priorities);
         set(&mut config.ttl_ms, self.ttl_ms.map(|limit| limit.0));
         set(&mut config.max_length, self.max_length.map(|limit| limit.0));
+        set(&mut config.max_bytes, self.max_bytes.map(|limit| limit.0));
+        set(&mut config.expires_ms, self.expires_ms.map(|limit| limit.0));
         if let Some((overflow, redirect)) = self.overflow {
             (config.overflow, config.redirect) = (overflow, redirect);
         }
@@ -310,7 +321,7 @@ fn say(format: Format, text: &str, object: &Value) -> io::Result<()> {
 /// The queue, and whether it is new.
 fn create(arguments: CreateArguments) -> Result<(QueueInfo, bool)> {
     let client: Client = arguments.target.client()?;
-    let mut config = QueueConfig { from_beginning: !arguments.from_end, ..QueueConfig::default() };
+    let mut config = QueueConfig { from_beginning: !arguments.from_end, from_last: arguments.from_last, ..QueueConfig::default() };
     arguments.settings.apply(&mut config);
     let CreateArguments { name, topic, partitions: partition_count, durability, .. } = arguments;
     let create = CreateQueue { name, topic, partition_count, durability, config };
@@ -465,6 +476,8 @@ fn settings(info: &QueueInfo) -> String {
     say(config.priorities > 1, format!("{} priorities", config.priorities));
     config.ttl_ms.into_iter().for_each(|ms| say(true, format!("expires after {ms} ms")));
     config.max_length.into_iter().for_each(|length| say(true, format!("at most {length} messages, then {}", overflow_text(config))));
+    config.max_bytes.into_iter().for_each(|bytes| say(true, format!("at most {bytes} bytes, then {}", overflow_text(config))));
+    config.expires_ms.into_iter().for_each(|ms| say(true, format!("deleted when unused for {ms} ms")));
     say(config.key_ordered, "ordered by key".into());
     say(config.single_active, "one active consumer".into());
     say(config.exclusive, "exclusive".into());
@@ -503,6 +516,9 @@ fn queue_json(info: &QueueInfo) -> Value {
         "priorities": config.priorities,
         "ttl_ms": config.ttl_ms,
         "max_length": config.max_length,
+        "max_bytes": config.max_bytes,
+        "expires_ms": config.expires_ms,
+        "from_last": config.from_last,
         "overflow": overflow_text(config),
         "key_ordered": config.key_ordered,
         "single_active": config.single_active,
@@ -628,7 +644,7 @@ mod tests {
     #[test]
     fn every_setting_has_a_flag() {
         let flags = "--ack-timeout-ms 500 --delivery-limit 3 --dead-letter dead --backoff exponential:100..10000 --priorities 10 --ttl-ms none \
-                     --max-length 7 --overflow redirect:rest --key-ordered --single-active true --exclusive --rate 5 --filter a=1 --drop-acked";
+                     --max-length 7 --max-bytes 8 --expires-ms 9000 --overflow redirect:rest --key-ordered --single-active true --exclusive --rate 5 --filter a=1 --drop-acked";
         let expected = QueueConfig {
             from_beginning: true,
             drop_acked: true,
@@ -647,6 +663,10 @@ mod tests {
             rate_per_second: Some(5),
             paused: false,
             filter: "a=1".into(),
+            max_bytes: Some(8),
+            expires_ms: Some(9_000),
+            from_last: None,
+            dedup_window_ms: None,
         };
         assert_eq!(configured(flags), Ok(expected));
         let unchanged = configured("").unwrap();

@@ -36,7 +36,7 @@ use append::{OpenGroup, TailChunk};
 use cleaner::Cleaner;
 use commit::CommitQueue;
 use format::LogPoint;
-use index::{FooterCache, PartitionPlaces, RunIndex};
+use index::{FooterCache, PartitionPlaces, Place, RunIndex};
 use read::Reads;
 use segment::{Next, PendingSwap, Segment};
 
@@ -393,6 +393,16 @@ impl Log {
     /// Why the log refuses writes.
     pub fn fence(&self) -> Option<Fault> {
         self.fence
+    }
+
+    /// Bytes of frames stored for `partition` from `offset` on. In the segment where the offset is, records count as equally long.
+    pub fn bytes_from(&self, partition: PartitionId, offset: Offset) -> u64 {
+        let Some(places) = self.partitions.get(partition.0 as usize) else { return 0 };
+        let of = |place: &Place| {
+            let (count, left) = (place.end_offset - place.base_offset, place.end_offset - offset.0.max(place.base_offset));
+            (u128::from(place.bytes) * u128::from(left) / u128::from(count.max(1))) as u64
+        };
+        places.places.range(places.first_after(offset.0)..).map(of).sum()
     }
 
     /// Bytes of frames stored for `partition`.

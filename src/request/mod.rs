@@ -12,7 +12,7 @@ use ringmain_wire::queue::{AlterQueue, CreateQueue};
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
 use group::{GroupListing, GroupReply, GroupRequest};
-use queue::{Forward, QueueReply, QueueRequest, Receive, Settle};
+use queue::{Forward, QueueId, QueueReply, QueueRequest, Receive, Settle};
 use transaction::{
     AbortedTransaction, ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
 };
@@ -94,6 +94,10 @@ pub enum Request<'a> {
     AlterQueue(Arc<AlterQueue>),
     /// Served by shard 0 → `Deleted`.
     DeleteQueue { name: &'a str },
+    /// From one shard to another: how much longer a queue has to be idle in a partition to expire → `Count` of ms.
+    QueueIdle { queue: QueueId, partition: PartitionId },
+    /// From a shard to shard 0: nobody uses the queue → `Deleted`.
+    ExpireQueue { queue: QueueId },
     /// Answered by the router from this core's catalog → [`QueueReply::List`]. `None` = all queues.
     Queues { names: Option<Vec<String>> },
     /// Forget the records of a partition below an offset; `None` = below its high watermark.
@@ -169,7 +173,9 @@ pub struct Extent {
 #[derive(Debug)]
 pub enum Reply {
     /// As durable as the topic asks.
-    Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool },
+    ///
+    /// `redirected`: so many of the last records go from a queue that is full to another topic.
+    Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool, redirected: u32 },
     /// Frames, whole.
     Fetched { head: Fetched, data: FetchData },
     /// For `DeleteBefore`: durable. The first offset still stored.
@@ -281,6 +287,7 @@ impl Request<'_> {
             Request::Receive(receive) => Some(receive.partition),
             Request::Settle(settle) => Some(settle.partition),
             Request::Queue(request) => Some(request.partition),
+            Request::QueueIdle { partition, .. } => Some(*partition),
             Request::Forward(forward) => Some(forward.partition),
             _ => None,
         }

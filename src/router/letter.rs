@@ -9,7 +9,7 @@ use ringmain_wire::queue::{AlterQueue, CreateQueue};
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
 use crate::request::group::{GroupListing, GroupReply, GroupRequest};
-use crate::request::queue::{Forward, QueueReply, QueueRequest, Receive, Settle};
+use crate::request::queue::{Forward, QueueId, QueueReply, QueueRequest, Receive, Settle};
 use crate::request::transaction::{
     ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
 };
@@ -109,6 +109,10 @@ pub enum OwnedRequest {
     AlterQueue(Arc<AlterQueue>),
     /// As in [`Request`].
     DeleteQueue { name: String },
+    /// As in [`Request`].
+    QueueIdle { queue: QueueId, partition: PartitionId },
+    /// As in [`Request`].
+    ExpireQueue { queue: QueueId },
     /// As in [`Request`]; for this core's router.
     Queues { names: Option<Vec<String>> },
 }
@@ -160,6 +164,8 @@ impl OwnedRequest {
             Request::CreateQueue(create) => OwnedRequest::CreateQueue(create.clone()),
             Request::AlterQueue(alter) => OwnedRequest::AlterQueue(alter.clone()),
             Request::DeleteQueue { name } => OwnedRequest::DeleteQueue { name: (*name).into() },
+            Request::QueueIdle { queue, partition } => OwnedRequest::QueueIdle { queue: *queue, partition: *partition },
+            Request::ExpireQueue { queue } => OwnedRequest::ExpireQueue { queue: *queue },
             Request::Queues { names } => OwnedRequest::Queues { names: names.clone() },
         }
     }
@@ -210,6 +216,8 @@ impl OwnedRequest {
             OwnedRequest::CreateQueue(create) => Request::CreateQueue(create.clone()),
             OwnedRequest::AlterQueue(alter) => Request::AlterQueue(alter.clone()),
             OwnedRequest::DeleteQueue { name } => Request::DeleteQueue { name },
+            OwnedRequest::QueueIdle { queue, partition } => Request::QueueIdle { queue: *queue, partition: *partition },
+            OwnedRequest::ExpireQueue { queue } => Request::ExpireQueue { queue: *queue },
             OwnedRequest::Queues { names } => Request::Queues { names: names.clone() },
         }
     }
@@ -219,7 +227,7 @@ impl OwnedRequest {
 #[derive(Debug)]
 pub enum OwnedReply {
     /// As in [`Reply`].
-    Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool },
+    Produced { base_offset: Offset, append_time_ms: i64, duplicate: bool, redirected: u32 },
     /// The frames as a copy.
     Fetched { head: Box<Fetched>, frames: Vec<u8> },
     /// As in [`Reply`].
@@ -262,7 +270,9 @@ impl OwnedReply {
     /// Makes a reply fit to travel. `copy` takes the frames of a fetch out of the shard, `None` if they have just gone.
     pub fn new(reply: Reply, copy: impl FnOnce(FetchData) -> Option<Vec<u8>>) -> OwnedReply {
         match reply {
-            Reply::Produced { base_offset, append_time_ms, duplicate } => OwnedReply::Produced { base_offset, append_time_ms, duplicate },
+            Reply::Produced { base_offset, append_time_ms, duplicate, redirected } => {
+                OwnedReply::Produced { base_offset, append_time_ms, duplicate, redirected }
+            }
             Reply::Fetched { head, data } => match copy(data) {
                 Some(frames) => OwnedReply::Fetched { head: Box::new(head), frames },
                 None => OwnedReply::Failed(ErrorCode::Overloaded.into()),
@@ -293,7 +303,9 @@ impl OwnedReply {
     /// As the connection's session takes it.
     pub fn into_reply(self) -> Reply {
         match self {
-            OwnedReply::Produced { base_offset, append_time_ms, duplicate } => Reply::Produced { base_offset, append_time_ms, duplicate },
+            OwnedReply::Produced { base_offset, append_time_ms, duplicate, redirected } => {
+                Reply::Produced { base_offset, append_time_ms, duplicate, redirected }
+            }
             OwnedReply::Fetched { head, frames } => Reply::Fetched { head: *head, data: FetchData::Owned(frames) },
             OwnedReply::Offset { offset, timestamp_ms, found } => Reply::Offset { offset, timestamp_ms, found },
             OwnedReply::Watched { is_due } => Reply::Watched { is_due },

@@ -250,6 +250,8 @@ impl Router {
             | Request::ShardTransactions
             | Request::CheckTransaction(_)
             | Request::Forward(_)
+            | Request::QueueIdle { .. }
+            | Request::ExpireQueue { .. }
             | Request::ConnectionGone { .. }
             | Request::EndTransaction(_) => {
                 return Ok(Some(Reply::Failed(Failure::new(ErrorCode::UnsupportedOp, "only the broker's own parts ask this"))));
@@ -414,7 +416,7 @@ impl Router {
             Request::CheckTransaction(check) => {
                 slot_of_producer(check.producer.id).and_then(|slot| self.catalog.slots().get(slot).copied())
             }
-            Request::InitProducer => Some(ShardId(0)),
+            Request::InitProducer | Request::ExpireQueue { .. } => Some(ShardId(0)),
             request => request.partition().and_then(|partition| self.catalog.partition(partition)).map(|entry| entry.shard),
         };
         let Some(target) = target else {

@@ -13,6 +13,7 @@ struct PendingAck {
     base_offset: u64,
     connection: u32,
     generation: u32,
+    redirected: u32,
     core: u16,
     duplicate: bool,
 }
@@ -37,7 +38,7 @@ pub struct AckQueue {
 impl AckQueue {
     /// To be acknowledged when commit group `sequence` is, and not before any that was pushed earlier.
     #[inline]
-    pub fn push(&mut self, sequence: u64, append_time_ms: i64, origin: Origin, base_offset: Offset, duplicate: bool) {
+    pub fn push(&mut self, sequence: u64, append_time_ms: i64, origin: Origin, base_offset: Offset, duplicate: bool, redirected: u32) {
         match self.runs.back_mut() {
             Some(run) if run.sequence >= sequence && run.append_time_ms == append_time_ms => run.count += 1,
             back => {
@@ -52,6 +53,7 @@ impl AckQueue {
             generation: origin.generation,
             core: origin.core,
             duplicate,
+            redirected,
         });
     }
 
@@ -68,7 +70,8 @@ impl AckQueue {
             self.runs.pop_front();
         }
         let ack = self.acks.pop_front()?;
-        Some((ack.origin(), Reply::Produced { base_offset: Offset(ack.base_offset), append_time_ms, duplicate: ack.duplicate }))
+        let PendingAck { base_offset, duplicate, redirected, .. } = ack;
+        Some((ack.origin(), Reply::Produced { base_offset: Offset(base_offset), append_time_ms, duplicate, redirected }))
     }
 
     /// Gives up on everything beyond `sequence`: who waited for it.

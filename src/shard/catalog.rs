@@ -13,7 +13,7 @@ use ringmain_wire::{ErrorCode, MAX_MESSAGE_BYTES_LIMIT, PartitionId, ShardId, To
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::id_table::IdTable;
-use super::queue::catalog::{Queue, QueuePiece, Queues};
+use super::queue::catalog::{Queue, QueuePiece, QueuePieceV1, Queues};
 use crate::request::queue::QueueId;
 use crate::request::{Failure, PartitionConfig};
 
@@ -105,10 +105,10 @@ pub enum CatalogChange {
         /// By slot.
         shards: Vec<u16>,
     },
-    /// A queue is new or has new settings.
+    /// A queue is new or has new settings. Written by earlier builds.
     QueuePut {
         /// It.
-        queue: Box<QueuePiece>,
+        queue: Box<QueuePieceV1>,
         /// Of its topic, in order of index.
         partitions: Vec<PartitionPlace>,
     },
@@ -116,6 +116,13 @@ pub enum CatalogChange {
     QueueDeleted {
         /// Which.
         queue: u32,
+    },
+    /// A queue is new or has new settings.
+    QueueSet {
+        /// It.
+        queue: Box<QueuePiece>,
+        /// Of its topic, in order of index.
+        partitions: Vec<PartitionPlace>,
     },
 }
 
@@ -126,7 +133,10 @@ impl CatalogChange {
             CatalogChange::TopicCreated { topic, .. }
             | CatalogChange::TopicAltered { topic, .. }
             | CatalogChange::TopicDeleted { topic, .. } => Some(TopicId(*topic)),
-            CatalogChange::SlotsPlaced { .. } | CatalogChange::QueuePut { .. } | CatalogChange::QueueDeleted { .. } => None,
+            CatalogChange::SlotsPlaced { .. }
+            | CatalogChange::QueuePut { .. }
+            | CatalogChange::QueueSet { .. }
+            | CatalogChange::QueueDeleted { .. } => None,
         }
     }
 }
@@ -220,7 +230,8 @@ impl Catalog {
                     self.slots = shards.iter().copied().map(ShardId).collect();
                 }
             }
-            CatalogChange::QueuePut { queue, .. } => self.queues.put(queue),
+            CatalogChange::QueuePut { queue, .. } => self.queues.put(&QueuePiece::from(&**queue)),
+            CatalogChange::QueueSet { queue, .. } => self.queues.put(queue),
             CatalogChange::QueueDeleted { queue } => self.queues.delete(QueueId(*queue)),
         }
     }

@@ -103,7 +103,7 @@ fn queues(mut from: QueueId, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
     let known = source.catalog.map(Catalog::queues);
     while let Some(queue) = known.and_then(|queues| queues.next_from(from)) {
         if bytes >= PIECE_BYTES {
-            return (vec![StateRecord::Queues(pieces)], Cursor::Queues { from });
+            return (vec![StateRecord::QueueList(pieces)], Cursor::Queues { from });
         }
         bytes += 160 + queue.name.len() + queue.config.filter.len();
         from = QueueId(queue.queue.0 + 1);
@@ -114,7 +114,7 @@ fn queues(mut from: QueueId, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
             config: QueueConfig::clone(&queue.config),
         });
     }
-    let records = if pieces.is_empty() { Vec::new() } else { vec![StateRecord::Queues(pieces)] };
+    let records = if pieces.is_empty() { Vec::new() } else { vec![StateRecord::QueueList(pieces)] };
     (records, Cursor::Cursors(CursorPlace::default()))
 }
 

@@ -453,6 +453,11 @@ impl Shard {
             Request::CreateQueue(create) => self.create_queue(origin, create, now),
             Request::AlterQueue(alter) => self.alter_queue(origin, alter, now),
             Request::DeleteQueue { name } => self.delete_queue(origin, name, now),
+            Request::QueueIdle { queue, partition } => {
+                self.queue_idle(origin, *queue, *partition, now);
+                Ok(())
+            }
+            Request::ExpireQueue { queue } => self.queue_expired(origin, *queue, now),
             Request::ListOffset { partition, timestamp_ms, committed_only } => {
                 self.list_offset(origin, *partition, *timestamp_ms, *committed_only);
                 Ok(())

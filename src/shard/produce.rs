@@ -7,9 +7,11 @@ use ringmain_wire::{ErrorCode, Format, Frame, FrameHeader, Offset, PartitionId, 
 use super::participant::Admission;
 use super::partition::{NONE, RESERVED_AHEAD};
 use super::producer_state::{Batch, ProducerTable, Verdict};
+use super::queue::persist;
 use super::state_record::StateRecord;
 use super::{ACKS_MAX, Busy, Deferred, Shard};
 use crate::log::{Append, AppendError};
+use crate::request::queue::QueueId;
 use crate::request::transaction::ProducerKey;
 use crate::request::{Failure, Now, Origin};
 
@@ -51,7 +53,8 @@ impl Shard {
             self.fail(origin, Failure::new(ErrorCode::InvalidBatch, message));
             return Ok(());
         }
-        let full = if partition.has_queues { self.queues.is_full(id, partition.next_offset) } else { None };
+        let bytes_from = |from: u64| if from < partition.next_offset.0 { self.log.bytes_from(id, Offset(from)) } else { 0 };
+        let full = if partition.has_queues { self.queues.is_full(id, partition.next_offset, bytes_from) } else { None };
         if let Some(queue) = full {
             let message = format!("queue '{queue}' is full: its consumers are behind; publish later");
             self.fail(origin, Failure::new(ErrorCode::QueueFull, message));
@@ -118,6 +121,10 @@ impl Shard {
         {
             return self.append_failed(origin, error);
         }
+        let redirects = match self.log_redirects(id, next_offset, frame, now) {
+            Ok(redirects) => redirects,
+            Err(error) => return self.append_failed(origin, error),
+        };
         let Some(partition) = self.partitions.get_mut(id) else { return Ok(()) };
         let appended = self.log.append(Append {
             frame: *frame,
@@ -134,6 +141,11 @@ impl Shard {
         };
         let sequence = appended.sequence;
         self.last_sequence = sequence;
+        let mut redirected = 0;
+        for (index, _, start) in redirects.into_iter().filter(|(_, _, start)| *start < end.0) {
+            self.queues.redirect(index, start, end.0);
+            redirected = redirected.max((end.0 - start) as u32);
+        }
         partition.next_offset = end;
         partition.appended_bytes += frame.padded_bytes() as u64;
         self.counters.frames_in += 1;
@@ -143,24 +155,24 @@ impl Shard {
         match partition.config.durability {
             Durability::Memory if is_reserved => {
                 partition.high_watermark = partition.high_watermark.max(end);
-                self.acks_now.push(0, now.wall_ms, origin, next_offset, false);
+                self.acks_now.push(0, now.wall_ms, origin, next_offset, false, redirected);
                 if partition.waiting != NONE || partition.has_queues || self.watches.has(id) {
                     self.woken.push(id);
                 }
             }
             Durability::Written if is_reserved => {
-                self.acks_on_write.push(sequence, now.wall_ms, origin, next_offset, false);
+                self.acks_on_write.push(sequence, now.wall_ms, origin, next_offset, false, redirected);
                 self.advances_on_write.push(sequence, id, end);
             }
             // Not durably reserved yet: what `memory` needs is the reservation alone, …
             Durability::Memory => {
                 let sequence = partition.reserved_sequence;
-                self.acks_on_flush.push(sequence, now.wall_ms, origin, next_offset, false);
+                self.acks_on_flush.push(sequence, now.wall_ms, origin, next_offset, false, redirected);
                 self.advances_on_flush.push(sequence, id, end);
             }
             // … and it lies before this frame in the log, so a flush of the frame covers both.
             Durability::Durable | Durability::Written => {
-                self.acks_on_flush.push(sequence, now.wall_ms, origin, next_offset, false);
+                self.acks_on_flush.push(sequence, now.wall_ms, origin, next_offset, false, redirected);
                 self.advances_on_flush.push(sequence, id, end);
             }
         }
@@ -174,6 +186,30 @@ impl Shard {
             self.wake(now);
         }
         Ok(())
+    }
+
+    /// Says in the log which of the records about to be appended go from queues that are full to other topics: before the records are, so
+    /// that whoever finds those finds this. By cursor: its queue and the first of them.
+    fn log_redirects(
+        &mut self,
+        id: PartitionId,
+        base: Offset,
+        frame: &Frame<'_>,
+        now: Now,
+    ) -> Result<Vec<(u32, QueueId, u64)>, AppendError> {
+        if !self.partitions.get(id).is_some_and(|partition| partition.has_queues) {
+            return Ok(Vec::new());
+        }
+        let (count, bytes) = (frame.header.producer.record_count, frame.body().len() as u64);
+        let bytes_from = |from: u64| if from < base.0 { self.log.bytes_from(id, Offset(from)) } else { 0 };
+        let redirects = self.queues.redirects(id, base.0, count, bytes, bytes_from);
+        let end = base.0 + u64::from(count);
+        for (index, queue, start) in &redirects {
+            let ranges = if *start < end { vec![(*start, end)] } else { Vec::new() };
+            self.log_state(&persist::redirected((id, *queue), base.0, ranges), None, now)?;
+            self.queues.redirect_logged(*index, if *start < end { end } else { 0 });
+        }
+        Ok(redirects)
     }
 
     /// `resumes`: a producer that isn't known any more may go on wherever it was, as Kafka has it since 2.5 (`ProducerAppendInfo`): its clients
@@ -209,11 +245,14 @@ impl Shard {
     fn acknowledge_duplicate(&mut self, origin: Origin, id: PartitionId, base_offset: Offset, record_count: u32, now: Now) {
         self.counters.duplicates += 1;
         let readable = self.partitions.get(id).map_or(Offset(0), |partition| partition.high_watermark);
-        if base_offset.plus(u64::from(record_count)) <= readable {
-            self.acks_now.push(0, now.wall_ms, origin, base_offset, true);
+        let end = base_offset.plus(u64::from(record_count));
+        let has_queues = self.partitions.get(id).is_some_and(|partition| partition.has_queues);
+        let redirected = if has_queues { self.queues.redirected_in(id, base_offset.0, end.0) as u32 } else { 0 };
+        if end <= readable {
+            self.acks_now.push(0, now.wall_ms, origin, base_offset, true, redirected);
         } else {
             // The group of the last append: the original's own, or a later one.
-            self.acks_on_flush.push(self.last_sequence, now.wall_ms, origin, base_offset, true);
+            self.acks_on_flush.push(self.last_sequence, now.wall_ms, origin, base_offset, true, redirected);
         }
     }
 

@@ -128,10 +128,13 @@ impl Recovery {
             StateRecord::ConsumerOffset { partition, offset } => self.offset(partition, offset),
             StateRecord::CatalogNumbers { next_topic, next_partition } => self.catalog.put_next_numbers(next_topic, next_partition),
             StateRecord::QueueNumbers { next_queue } => self.catalog.put_next_queue(next_queue),
-            StateRecord::Queues(pieces) => pieces.iter().for_each(|piece| self.catalog.put_queue(piece)),
-            StateRecord::QueueHead(_) | StateRecord::QueueParts(_) | StateRecord::QueueSettled(_) | StateRecord::QueueMark(_) => {
-                self.queues.replay(record)
-            }
+            StateRecord::Queues(pieces) => pieces.iter().for_each(|piece| self.catalog.put_queue(&piece.into())),
+            StateRecord::QueueList(pieces) => pieces.iter().for_each(|piece| self.catalog.put_queue(piece)),
+            StateRecord::QueueHead(_)
+            | StateRecord::QueueParts(_)
+            | StateRecord::QueueSettled(_)
+            | StateRecord::QueueRedirected(_)
+            | StateRecord::QueueMark(_) => self.queues.replay(record),
             StateRecord::Topics(pieces) => {
                 for piece in pieces {
                     self.catalog.put(ringmain_wire::TopicId(piece.topic), &piece.name, &piece.config, piece.first_index, &piece.partitions);

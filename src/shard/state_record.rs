@@ -7,7 +7,7 @@ use rkyv::rancor::{Error, Failure};
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::catalog::CatalogChange;
-use super::queue::catalog::QueuePiece;
+use super::queue::catalog::{QueuePiece, QueuePieceV1};
 
 /// Version of the layouts in this module.
 pub const STATE_VERSION: u16 = 1;
@@ -137,8 +137,8 @@ pub enum StateRecord {
         /// In order of their markers.
         transactions: Vec<AbortedPiece>,
     },
-    /// Checkpoint, shard 0: queues.
-    Queues(Vec<QueuePiece>),
+    /// Checkpoint, shard 0: queues. Written by earlier builds.
+    Queues(Vec<QueuePieceV1>),
     /// A queue in one partition as it is, but for what follows in [`QueuePartsPiece`]s.
     QueueHead(Box<QueueHeadPiece>),
     /// Checkpoint: some of what a queue remembers one by one.
@@ -152,6 +152,23 @@ pub enum StateRecord {
         /// Numbers below are used.
         next_queue: u32,
     },
+    /// Checkpoint, shard 0: queues.
+    QueueList(Vec<QueuePiece>),
+    /// Messages of a queue that go to another topic, because it was full when they came. Logged before them: it counts when they are there.
+    QueueRedirected(Box<QueueRedirectedPiece>),
+}
+
+/// Messages that found a queue full.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct QueueRedirectedPiece {
+    /// Which.
+    pub queue: u32,
+    /// Where.
+    pub partition: u32,
+    /// What was said before about offsets from here on is void.
+    pub from: u64,
+    /// They: start, end.
+    pub ranges: Vec<(u64, u64)>,
 }
 
 /// Some of what a queue remembers one by one.

@@ -126,6 +126,10 @@ impl Rig {
                     self.shard.catalog_acknowledged(*change_id);
                 }
                 ShardEvent::Ask { ticket, request: Request::Forward(forward) } => self.forward(*ticket, forward),
+                ShardEvent::Ask { ticket, request: request @ (Request::QueueIdle { .. } | Request::ExpireQueue { .. }) } => {
+                    let origin = Origin { core: 0, connection: SHARD, generation: 0, request: *ticket };
+                    self.shard.handle(origin, request, self.now).expect("room");
+                }
                 event => panic!("{event:?}"),
             }
             self.events.push(event);
@@ -1612,8 +1616,7 @@ fn state_records_keep_their_bytes() {
     assert_eq!(layout_of(&records), STATE_RECORDS_V1, "the layout has changed: it needs a new version");
     let (queue, partition) = (1, 2);
     let returned = || vec![state_record::ReturnedPiece { offset: 5, deliveries: 2, due_ms: 7 }];
-    let piece =
-        || queue::catalog::QueuePiece { queue, name: "work".into(), topic: 1, config: ringmain_wire::queue::QueueConfig::default() };
+    let piece = || queue::catalog::QueuePieceV1 { queue, name: "work".into(), topic: 1, config: queue_config_v1() };
     let records = [
         StateRecord::Catalog(CatalogChange::QueuePut { queue: Box::new(piece()), partitions: vec![place(1)] }),
         StateRecord::Catalog(CatalogChange::QueueDeleted { queue }),
@@ -1643,6 +1646,45 @@ fn state_records_keep_their_bytes() {
         StateRecord::QueueMark(Box::new(state_record::QueueMarkPiece { queue, partition, mark: 9, crashes: vec![(8, 1)] })),
     ];
     assert_eq!(layout_of(&records), QUEUE_RECORDS_V1, "the layout has changed: it needs a new version");
+    assert_eq!(queue::catalog::QueuePiece::from(&piece()).config, ringmain_wire::queue::QueueConfig::default());
+    let config = ringmain_wire::queue::QueueConfig {
+        max_bytes: Some(1),
+        expires_ms: Some(2),
+        from_last: Some(3),
+        dedup_window_ms: Some(4),
+        filter: "a = 1".into(),
+        ..Default::default()
+    };
+    let piece = || queue::catalog::QueuePiece { queue, name: "work".into(), topic: 1, config: config.clone() };
+    let records = [
+        StateRecord::Catalog(CatalogChange::QueueSet { queue: Box::new(piece()), partitions: vec![place(1)] }),
+        StateRecord::QueueList(vec![piece()]),
+        StateRecord::QueueRedirected(Box::new(state_record::QueueRedirectedPiece { queue, partition, from: 3, ranges: vec![(4, 6)] })),
+    ];
+    assert_eq!(layout_of(&records), QUEUE_RECORDS_V2, "the layout has changed: it needs a new version");
+}
+
+/// The settings that a queue had by default when they were first logged.
+fn queue_config_v1() -> queue::catalog::QueueConfigV1 {
+    queue::catalog::QueueConfigV1 {
+        from_beginning: true,
+        drop_acked: false,
+        ack_timeout_ms: 30 * 60_000,
+        delivery_limit: Some(20),
+        dead_letter: None,
+        backoff: ringmain_wire::queue::Backoff::None,
+        priorities: 1,
+        ttl_ms: None,
+        max_length: None,
+        overflow: ringmain_wire::queue::Overflow::Reject,
+        redirect: None,
+        key_ordered: false,
+        single_active: false,
+        exclusive: false,
+        rate_per_second: None,
+        paused: false,
+        filter: String::new(),
+    }
 }
 
 fn layout_of(records: &[StateRecord]) -> (usize, u32) {
@@ -1657,6 +1699,8 @@ fn layout_of(records: &[StateRecord]) -> (usize, u32) {
 
 /// The same of records about queues.
 const QUEUE_RECORDS_V1: (usize, u32) = (966, 1_353_097_280);
+/// … of those that came later.
+const QUEUE_RECORDS_V2: (usize, u32) = (503, 2_060_397_562);
 /// Length and CRC32C of the records above, one after the other.
 const STATE_RECORDS_V1: (usize, u32) = (2_113, 1_201_410_856);
 

@@ -5,6 +5,7 @@ use ringmain_wire::{ErrorCode, Offset, PartitionId, TopicId};
 
 use super::catalog::{Catalog, CatalogChange, CatalogLimits, partition_config};
 use super::partition::{NONE, Partition};
+use super::queue::catalog::QueuePiece;
 use super::state_record::StateRecord;
 use super::{Busy, DEFERRED_MAX, Deferred, Shard};
 use crate::log::AppendError;
@@ -24,7 +25,7 @@ impl Shard {
         }
         self.groups.add_partitions(catalog.partitions().map(|(id, _)| id));
         self.groups.keep_existing();
-        self.set_queues(catalog);
+        self.set_queues(catalog, now);
         // Of what was deleted before the last checkpoint only the log still knows: dead space.
         let (_, next_partition) = catalog.next_numbers();
         for id in (1..next_partition).map(PartitionId) {
@@ -36,16 +37,17 @@ impl Shard {
     }
 
     /// A change that is durable. On every shard, in order.
-    pub fn apply_catalog(&mut self, change: &CatalogChange, _now: Now) {
+    pub fn apply_catalog(&mut self, change: &CatalogChange, now: Now) {
         match change {
             CatalogChange::TopicCreated { config, partitions, .. } | CatalogChange::TopicAltered { config, partitions, .. } => {
                 self.configure(partitions, partition_config(config));
                 self.groups.add_partitions(partitions.iter().map(|place| PartitionId(place.partition)));
                 if let CatalogChange::TopicAltered { topic, .. } = change {
-                    self.queues_of_topic_grow(TopicId(*topic), partitions);
+                    self.queues_of_topic_grow(TopicId(*topic), partitions, now);
                 }
             }
-            CatalogChange::QueuePut { queue, partitions } => self.queue_put(queue, partitions),
+            CatalogChange::QueuePut { queue, partitions } => self.queue_put(&QueuePiece::from(&**queue), partitions, now),
+            CatalogChange::QueueSet { queue, partitions } => self.queue_put(queue, partitions, now),
             CatalogChange::QueueDeleted { queue } => self.queue_deleted(QueueId(*queue)),
             CatalogChange::TopicDeleted { topic, partitions } => {
                 self.queues_of_topic_deleted(TopicId(*topic));
@@ -116,7 +118,7 @@ impl Shard {
         let StateRecord::Catalog(change) = record else { return Ok(true) };
         self.catalog.apply(&change);
         let answer = match &change {
-            CatalogChange::QueuePut { queue, .. } => match self.catalog.queues().get(QueueId(queue.queue)) {
+            CatalogChange::QueueSet { queue, .. } => match self.catalog.queues().get(QueueId(queue.queue)) {
                 Some(queue) => match self.catalog.queue_info(queue) {
                     Some(info) => Reply::Queue(Box::new(QueueReply::Info(info.into()))),
                     None => Reply::Deleted,

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use ringmain_wire::{ErrorCode, PartitionId, ProducerId};
 
+use super::queue::idle::IdleQueue;
 use super::queue::serve::Leaving;
 use super::state_record::{StateRecord, TransactionPiece};
 use super::{Busy, Deferred, Shard, catalog};
@@ -70,6 +71,8 @@ pub enum Asked {
     Tell { id: Box<str>, participant: Participant },
     /// A message of a queue that goes to another topic.
     Forward(Leaving),
+    /// Does anybody use the queue elsewhere; and that it is to go.
+    Idle(IdleQueue),
 }
 
 /// Who takes part.
@@ -810,6 +813,7 @@ impl Shard {
             }
             Asked::Tell { id, participant } => self.heard(&id, participant, &reply, now),
             Asked::Forward(leaving) => self.forward_answered(leaving, &reply, now),
+            Asked::Idle(queue) => self.idle_answered(queue, &reply, now),
         }
     }
 

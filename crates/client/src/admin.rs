@@ -7,7 +7,9 @@ use ringmain_wire::control::{
     ProducerGrant, ReadOffset, ReadOffsetReply, StatsReply, StatsRequest, TopicDescription, TopicInfo, TopicName, read_open, write_open,
 };
 use ringmain_wire::group::{GroupAnswer, GroupList, GroupRequest, ListGroups};
-use ringmain_wire::queue::{AlterQueue, CreateQueue, ListQueues, QueueAnswer, QueueInfo, QueueList, QueueName, QueueRequest};
+use ringmain_wire::queue::{
+    AlterQueue, CreateQueue, ListQueues, QueueAnswer, QueueInfo, QueueList, QueueName, QueueRequest, read_config, write_config,
+};
 use ringmain_wire::{Op, PartitionId};
 
 use crate::links::LinkConfig;
@@ -75,10 +77,29 @@ open_calls! {
     ReadOffset = ReadOffset, true => ReadOffsetReply;
     GroupRequest = Group, false => GroupAnswer;
     ListGroups = ListGroups, true => GroupList;
-    CreateQueue = CreateQueue, false => QueueInfo;
-    AlterQueue = AlterQueue, true => QueueInfo;
-    ListQueues = ListQueues, true => QueueList;
     QueueRequest = Queue, true => QueueAnswer;
+}
+
+macro_rules! config_calls {
+    ($($request:ident = $op:ident, $repeatable:literal, $write:ident => $answer:ident;)*) => {$(
+        impl Call for $request {
+            const OP: Op = Op::$op;
+            const REPEATABLE: bool = $repeatable;
+            type Answer = $answer;
+            fn encode(&self, out: &mut Vec<u8>) {
+                $write(self, out);
+            }
+            fn decode(body: &[u8]) -> Result<$answer, ControlError> {
+                read_config(body)
+            }
+        }
+    )*};
+}
+
+config_calls! {
+    CreateQueue = CreateQueue, false, write_config => QueueInfo;
+    AlterQueue = AlterQueue, true, write_config => QueueInfo;
+    ListQueues = ListQueues, true, write_open => QueueList;
 }
 
 impl Call for CommitOffset {

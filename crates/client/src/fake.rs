@@ -224,7 +224,7 @@ impl FakeBroker {
                     QueueInfo { queue: self.queue_id, name: "q".into(), topic: "t".into(), partitions, config: QueueConfig::default() };
                 let is_asked = self.queue_id > 0 && names.is_none_or(|names| names.contains(&info.name));
                 let queues = if is_asked { vec![info] } else { Vec::new() };
-                write_open(&QueueList { shard_ports: self.shard_ports.clone(), queues }, &mut out);
+                ringmain_wire::queue::write_config(&QueueList { shard_ports: self.shard_ports.clone(), queues }, &mut out);
                 Ok(out)
             }
             Some(Op::QueueReceive) => return (self.queue_receive(port, &QueueReceive::read(body).unwrap()), false),
@@ -276,7 +276,7 @@ impl FakeBroker {
         let (producer, append_time_ms) = (frame.header.producer, self.append_time_ms);
         let partition = &mut self.partitions[index];
         let acknowledge = |base_offset, duplicate| {
-            Ok(ProduceReply { version: 1, duplicate, reserved: 0, base_offset, append_time_ms }.to_bytes().to_vec())
+            Ok(ProduceReply { version: 1, duplicate, redirected: 0, base_offset, append_time_ms }.to_bytes().to_vec())
         };
         if producer.producer_id >= 0 {
             let known = partition.producers.contains_key(&producer.producer_id);

@@ -112,6 +112,9 @@ pub struct Stored {
     pub append_time_ms: i64,
     /// Whether an earlier attempt had stored it already.
     pub duplicate: bool,
+    /// So many of the batch's last records found a queue full, which passes them on to the topic that it redirects to. See
+    /// [`Delivery::is_redirected`].
+    pub redirected: u32,
 }
 
 impl Delivery {
@@ -120,6 +123,13 @@ impl Delivery {
         receipt.partition_index == self.partition_index
             && receipt.number >= self.first_number
             && receipt.number - self.first_number < u64::from(self.record_count)
+    }
+
+    /// Whether the record that `receipt` names is stored and found a queue over its topic full: that queue passes it on to the topic that it
+    /// redirects to. Whoever repeats a batch is told so only of what hasn't been passed on yet.
+    pub fn is_redirected(&self, receipt: Receipt) -> bool {
+        let redirected = self.result.as_ref().map_or(0, |stored| stored.redirected);
+        self.covers(receipt) && receipt.number - self.first_number >= u64::from(self.record_count - redirected.min(self.record_count))
     }
 
     /// The offset of the record that `receipt` names, if the batch is stored, covers it, and its place is known.
@@ -156,6 +166,7 @@ pub struct ProducerMachine {
     buffered_bytes: usize,
     open_records: u64,
     acknowledged_records: u64,
+    redirected_records: u64,
     failed_records: u64,
     first_failure: Option<DeliveryError>,
     deliveries: VecDeque<Delivery>,
@@ -265,6 +276,7 @@ impl ProducerMachine {
             buffered_bytes: 0,
             open_records: 0,
             acknowledged_records: 0,
+            redirected_records: 0,
             failed_records: 0,
             first_failure: None,
             deliveries: VecDeque::new(),
@@ -378,6 +390,11 @@ impl ProducerMachine {
         self.acknowledged_records
     }
 
+    /// Of them, those that found a queue full, which passes them on to the topic that it redirects to.
+    pub fn redirected_records(&self) -> u64 {
+        self.redirected_records
+    }
+
     /// Bytes of batches that wait for their acknowledgement.
     pub fn buffered_bytes(&self) -> usize {
         self.buffered_bytes
@@ -440,7 +457,10 @@ impl ProducerMachine {
             self.buffered_bytes -= builder.frame_bytes();
             self.open_records -= u64::from(record_count);
             match &result {
-                Ok(_) => self.acknowledged_records += u64::from(record_count),
+                Ok(stored) => {
+                    self.acknowledged_records += u64::from(record_count);
+                    self.redirected_records += u64::from(stored.redirected);
+                }
                 Err(error) => {
                     self.failed_records += u64::from(record_count);
                     self.first_failure.get_or_insert_with(|| error.clone());
@@ -533,8 +553,12 @@ impl ProducerMachine {
         let Some(batch) = partition.batch_mut(number).filter(|batch| !batch.is_done()) else { return };
         let error = match result {
             Ok(reply) => {
-                let stored =
-                    Stored { base_offset: Some(reply.base_offset), append_time_ms: reply.append_time_ms, duplicate: reply.duplicate != 0 };
+                let stored = Stored {
+                    base_offset: Some(reply.base_offset),
+                    append_time_ms: reply.append_time_ms,
+                    duplicate: reply.duplicate != 0,
+                    redirected: reply.redirected,
+                };
                 batch.state = BatchState::Done(Ok(stored));
                 partition.failures = 0;
                 return self.settle(index);
@@ -543,7 +567,7 @@ impl ProducerMachine {
         };
         match error.code {
             ErrorCode::DuplicateSequence => {
-                batch.state = BatchState::Done(Ok(Stored { base_offset: None, append_time_ms: -1, duplicate: true }));
+                batch.state = BatchState::Done(Ok(Stored { base_offset: None, append_time_ms: -1, duplicate: true, redirected: 0 }));
                 self.settle(index);
             }
             // A batch behind one that wasn't stored: refused for its gap, sent again after it.

@@ -32,7 +32,9 @@ impl std::fmt::Display for ControlError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ControlError::Truncated => f.write_str("control message cut short"),
-            ControlError::UnknownVersion { got } => write!(f, "control message of version {got}; this build reads {CONTROL_VERSION}"),
+            ControlError::UnknownVersion { got } => {
+                write!(f, "control message of version {got}; this build reads another: use a client and a broker of the same age")
+            }
             ControlError::Malformed => f.write_str("control message with inconsistent bytes"),
         }
     }
@@ -66,7 +68,15 @@ pub fn write_open<T>(value: &T, out: &mut Vec<u8>)
 where
     T: for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, Error>>,
 {
-    out.extend_from_slice(&u32::from(CONTROL_VERSION).to_le_bytes());
+    write_open_as(CONTROL_VERSION, value, out);
+}
+
+/// The same with a version of its own.
+pub fn write_open_as<T>(version: u16, value: &T, out: &mut Vec<u8>)
+where
+    T: for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, Error>>,
+{
+    out.extend_from_slice(&u32::from(version).to_le_bytes());
     // Serialising owned strings and lists into memory has no error but exhausted memory.
     let archive = rkyv::to_bytes::<Error>(value).unwrap_or_default();
     out.extend_from_slice(&archive);
@@ -78,10 +88,19 @@ where
     T: Archive,
     T::Archived: for<'a> CheckBytes<HighValidator<'a, Failure>> + Deserialize<T, HighDeserializer<Failure>>,
 {
+    read_open_as(CONTROL_VERSION, bytes)
+}
+
+/// The same where its version must be this one.
+pub fn read_open_as<T>(version: u16, bytes: &[u8]) -> Result<T, ControlError>
+where
+    T: Archive,
+    T::Archived: for<'a> CheckBytes<HighValidator<'a, Failure>> + Deserialize<T, HighDeserializer<Failure>>,
+{
     let (prefix, archive) = bytes.split_at_checked(PREFIX_BYTES).ok_or(ControlError::Truncated)?;
-    let version = u16::from_le_bytes([prefix[0], prefix[1]]);
-    if version != CONTROL_VERSION {
-        return Err(ControlError::UnknownVersion { got: version });
+    let got = u16::from_le_bytes([prefix[0], prefix[1]]);
+    if got != version {
+        return Err(ControlError::UnknownVersion { got });
     }
     rkyv::from_bytes::<T, Failure>(archive).map_err(|_| ControlError::Malformed)
 }
@@ -124,8 +143,9 @@ fixed! {
         version: u16,
         /// 1 = the batch had been stored before (idempotence); `base_offset` is the original's.
         duplicate: u16,
-        /// 0.
-        reserved: u32,
+        /// So many of the batch's last records found a queue over the topic full: that queue passes them on to the topic that it redirects
+        /// to, and they are as safe as the others. In the answer to a repeated batch those are missing that have been passed on already.
+        redirected: u32,
         /// Offset of the batch's first record.
         base_offset: u64,
         /// When the broker appended it, ms since the Unix epoch.

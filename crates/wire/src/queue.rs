@@ -8,10 +8,17 @@
 //!
 //! A queue over several partitions is as many cursors: order, priority and limits hold for each.
 
+use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
+use rkyv::bytecheck::CheckBytes;
+use rkyv::rancor::{Error, Failure};
+use rkyv::ser::allocator::ArenaHandle;
+use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::align_up;
-use crate::control::{CONTROL_VERSION, ControlError, Durability, PartitionPlace, fixed, fixed_bytes, open, read_fixed};
+use crate::control::{
+    CONTROL_VERSION, ControlError, Durability, PartitionPlace, fixed, fixed_bytes, open, read_fixed, read_open_as, write_open_as,
+};
 
 /// Names of record headers that queues look at.
 pub mod name {
@@ -129,6 +136,16 @@ pub struct QueueConfig {
     pub paused: bool,
     /// Only messages for which this holds; others count as settled. Empty = all.
     pub filter: String,
+    /// Bytes of keys, values and headers of messages not settled yet, per partition; beyond, `overflow`. Such a queue looks at every message
+    /// when it comes and remembers its size; what it hasn't looked at yet counts with the bytes of its frames.
+    pub max_bytes: Option<u64>,
+    /// A queue without consumers that nobody has received from, settled in or asked about for so long is deleted. Counts anew when the broker
+    /// starts.
+    pub expires_ms: Option<u64>,
+    /// A new queue begins with the last so many records of each partition, whatever `from_beginning` says. 1 = with a retained message.
+    pub from_last: Option<u64>,
+    /// A message with a [`name::MESSAGE_ID`] that the partition took less than so long ago isn't stored again, for all queues over the topic.
+    pub dedup_window_ms: Option<u64>,
 }
 
 impl Default for QueueConfig {
@@ -151,8 +168,32 @@ impl Default for QueueConfig {
             rate_per_second: None,
             paused: false,
             filter: String::new(),
+            max_bytes: None,
+            expires_ms: None,
+            from_last: None,
+            dedup_window_ms: None,
         }
     }
+}
+
+/// Version of the layouts of [`CreateQueue`], [`AlterQueue`], [`QueueInfo`] and [`QueueList`]: those that hold a [`QueueConfig`].
+pub const QUEUE_VERSION: u16 = 2;
+
+/// Appends one of them.
+pub fn write_config<T>(value: &T, out: &mut Vec<u8>)
+where
+    T: for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, Error>>,
+{
+    write_open_as(QUEUE_VERSION, value, out);
+}
+
+/// Reads one of them. Errors: another version, damage.
+pub fn read_config<T>(bytes: &[u8]) -> Result<T, ControlError>
+where
+    T: Archive,
+    T::Archived: for<'a> CheckBytes<HighValidator<'a, Failure>> + Deserialize<T, HighDeserializer<Failure>>,
+{
+    read_open_as(QUEUE_VERSION, bytes)
 }
 
 open! {
@@ -590,6 +631,31 @@ mod tests {
     }
 
     #[test]
+    fn settings_keep_their_bytes() {
+        let config = QueueConfig {
+            dead_letter: Some("dead".into()),
+            backoff: Backoff::Linear { ms: 5, cap_ms: 12 },
+            max_length: Some(7),
+            filter: "a = 1".into(),
+            max_bytes: Some(8),
+            expires_ms: Some(9),
+            from_last: Some(1),
+            dedup_window_ms: Some(3),
+            ..QueueConfig::default()
+        };
+        let create = CreateQueue { name: "q".into(), topic: "t".into(), partition_count: 2, durability: Durability::Written, config };
+        let mut bytes = Vec::new();
+        write_config(&create, &mut bytes);
+        assert_eq!(read_config::<CreateQueue>(&bytes), Ok(create));
+        assert_eq!((bytes.len(), crc32c::crc32c(&bytes)), CREATE_QUEUE_V2, "the layout has changed: it needs a new version");
+        bytes[0] = 1;
+        assert_eq!(read_config::<CreateQueue>(&bytes), Err(ControlError::UnknownVersion { got: 1 }));
+    }
+
+    /// Length and CRC32C of the message above.
+    const CREATE_QUEUE_V2: (usize, u32) = (149, 3_642_957_721);
+
+    #[test]
     fn waits_grow_as_they_should() {
         let waits = |backoff: Backoff| [1, 2, 3, 70].map(|deliveries| backoff.wait_ms(deliveries));
         assert_eq!(waits(Backoff::None), [0; 4]);
@@ -606,7 +672,7 @@ mod tests {
             let _ = Settlement::read(&input);
             let _ = QueueHeaders::read(&input);
             let _ = QueueReceive::read(&input);
-            let _ = crate::control::read_open::<CreateQueue>(&input);
+            let _ = read_config::<CreateQueue>(&input);
             let _ = crate::control::read_open::<QueueRequest>(&input);
         }
     }

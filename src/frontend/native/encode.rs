@@ -21,8 +21,8 @@ const PRODUCED_BYTES: usize = Envelope::BYTES + ProduceReply::BYTES;
 pub fn reply(op: u16, correlation: u64, reply: Reply, moved: bool, out: &mut Outbox) {
     let reply_flags = if moved { flags::REPLY | flags::MOVED } else { flags::REPLY };
     match reply {
-        Reply::Produced { base_offset, append_time_ms, duplicate } => {
-            out.push_bytes(&produced(reply_flags, correlation, base_offset.0, append_time_ms, duplicate));
+        Reply::Produced { base_offset, append_time_ms, duplicate, redirected } => {
+            out.push_bytes(&produced(reply_flags, correlation, base_offset.0, append_time_ms, duplicate, redirected));
         }
         Reply::Fetched { head, data } => fetched(reply_flags, correlation, &head, data, out),
         Reply::Offset { offset, timestamp_ms, found } => {
@@ -108,7 +108,14 @@ fn fetched(reply_flags: u16, correlation: u64, head: &Fetched, data: FetchData, 
 }
 
 /// One reply per produced message at the least favourable batch size: written by hand, in one piece.
-fn produced(reply_flags: u16, correlation: u64, base_offset: u64, append_time_ms: i64, duplicate: bool) -> [u8; PRODUCED_BYTES] {
+fn produced(
+    reply_flags: u16,
+    correlation: u64,
+    base_offset: u64,
+    append_time_ms: i64,
+    duplicate: bool,
+    redirected: u32,
+) -> [u8; PRODUCED_BYTES] {
     let mut bytes = [0; PRODUCED_BYTES];
     bytes[0..4].copy_from_slice(&(ProduceReply::BYTES as u32).to_le_bytes());
     bytes[4..6].copy_from_slice(&(Op::Produce as u16).to_le_bytes());
@@ -116,6 +123,7 @@ fn produced(reply_flags: u16, correlation: u64, base_offset: u64, append_time_ms
     bytes[8..16].copy_from_slice(&correlation.to_le_bytes());
     bytes[16..18].copy_from_slice(&CONTROL_VERSION.to_le_bytes());
     bytes[18..20].copy_from_slice(&u16::from(duplicate).to_le_bytes());
+    bytes[20..24].copy_from_slice(&redirected.to_le_bytes());
     bytes[24..32].copy_from_slice(&base_offset.to_le_bytes());
     bytes[32..40].copy_from_slice(&append_time_ms.to_le_bytes());
     bytes

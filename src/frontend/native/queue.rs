@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ringmain_wire::control::{self, CONTROL_VERSION};
 use ringmain_wire::queue::{
     CreateQueue, ListQueues, QueueList, QueueReceive, QueueReceived, QueueRequest, QueueSettle, QueueSettled, RECEIVE_MESSAGES_MAX,
-    RECEIVE_WAIT_MAX_MS, SETTLEMENTS_MAX, Settlement,
+    RECEIVE_WAIT_MAX_MS, SETTLEMENTS_MAX, Settlement, read_config, write_config,
 };
 use ringmain_wire::{Envelope, ErrorCode, PartitionId};
 
@@ -19,7 +19,7 @@ const COPIED_BYTES: usize = 4 << 10;
 
 /// Body of `CreateQueue`.
 pub fn create(body: &[u8]) -> Result<Request<'static>, Failure> {
-    let create: CreateQueue = control::read_open(body).map_err(control_failure)?;
+    let create: CreateQueue = read_config(body).map_err(control_failure)?;
     if create.partition_count == 0 {
         return Err(Failure::new(ErrorCode::InvalidArgument, "a queue's topic needs at least 1 partition"));
     }
@@ -28,7 +28,7 @@ pub fn create(body: &[u8]) -> Result<Request<'static>, Failure> {
 
 /// Body of `AlterQueue`.
 pub fn alter(body: &[u8]) -> Result<Request<'static>, Failure> {
-    Ok(Request::AlterQueue(Arc::new(control::read_open(body).map_err(control_failure)?)))
+    Ok(Request::AlterQueue(Arc::new(read_config(body).map_err(control_failure)?)))
 }
 
 /// Body of `ListQueues`.
@@ -105,9 +105,15 @@ pub fn reply(op: u16, reply_flags: u16, correlation: u64, reply: QueueReply, out
             encode::fixed(op, reply_flags, correlation, &body.to_bytes(), out);
         }
         QueueReply::Answer(answer) => encode::open(op, reply_flags, correlation, &answer, out),
-        QueueReply::Info(info) => encode::open(op, reply_flags, correlation, &*info, out),
+        QueueReply::Info(info) => {
+            let mut body = Vec::new();
+            write_config(&*info, &mut body);
+            encode::fixed(op, reply_flags, correlation, &body, out);
+        }
         QueueReply::List { queues, shard_ports } => {
-            encode::open(op, reply_flags, correlation, &QueueList { shard_ports, queues }, out);
+            let mut body = Vec::new();
+            write_config(&QueueList { shard_ports, queues }, &mut body);
+            encode::fixed(op, reply_flags, correlation, &body, out);
         }
     }
 }

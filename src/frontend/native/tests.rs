@@ -56,6 +56,18 @@ where
     body
 }
 
+/// The same for a message with settings of a queue.
+fn config_body<T>(message: &T) -> Vec<u8>
+where
+    T: for<'a> rkyv::Serialize<
+            rkyv::api::high::HighSerializer<rkyv::util::AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, rkyv::rancor::Error>,
+        >,
+{
+    let mut body = Vec::new();
+    ringmain_wire::queue::write_config(message, &mut body);
+    body
+}
+
 fn request(op: Op, correlation: u64, body: &[u8]) -> Vec<u8> {
     raw_request(op as u16, 0, correlation, body)
 }
@@ -143,7 +155,7 @@ fn every_request() -> Vec<(Op, Vec<u8>)> {
         (Op::InitProducer, Vec::new()),
         (
             Op::CreateQueue,
-            open_body(&CreateQueue {
+            config_body(&CreateQueue {
                 name: "q".into(),
                 topic: String::new(),
                 partition_count: 2,
@@ -151,7 +163,7 @@ fn every_request() -> Vec<(Op, Vec<u8>)> {
                 config: QueueConfig { filter: "TAGS = 'red'".into(), ..QueueConfig::default() },
             }),
         ),
-        (Op::AlterQueue, open_body(&AlterQueue { name: "q".into(), config: QueueConfig { paused: true, ..QueueConfig::default() } })),
+        (Op::AlterQueue, config_body(&AlterQueue { name: "q".into(), config: QueueConfig { paused: true, ..QueueConfig::default() } })),
         (Op::DeleteQueue, open_body(&QueueName { name: "a queue with a longer name".into() })),
         (Op::ListQueues, open_body(&ListQueues { names: Some(vec!["q".into()]) })),
         (Op::QueueReceive, queue_receive(10, 20).to_bytes().to_vec()),
@@ -346,7 +358,7 @@ fn malformed_bodies_are_refused_one_by_one() {
         }
         if !matches!(op, Op::Produce | Op::InitProducer) {
             let mut newer = body.clone();
-            newer[0] = 2;
+            newer[0] = 9;
             check_refused(op, &newer, ErrorCode::UnsupportedVersion);
         }
     }
@@ -423,15 +435,15 @@ fn answer(op: Op, body: &[u8], reply: Reply, moved: bool) -> Outbox {
 
 #[test]
 fn produced_reply_written_by_hand_is_the_archive() {
-    for (moved, duplicate) in [(false, false), (true, false), (false, true)] {
-        let reply = Reply::Produced { base_offset: Offset(1 << 40), append_time_ms: 1_700_000_000_123, duplicate };
+    for (moved, duplicate, redirected) in [(false, false, 0), (true, false, 3), (false, true, 0)] {
+        let reply = Reply::Produced { base_offset: Offset(1 << 40), append_time_ms: 1_700_000_000_123, duplicate, redirected };
         let (envelope, body) = one_reply(&answer(Op::Produce, &batch(1), reply, moved));
         let expected_flags = if moved { flags::REPLY | flags::MOVED } else { flags::REPLY };
         assert_eq!(envelope, Envelope { len: 24, op: Op::Produce as u16, flags: expected_flags, correlation: 0xDEAD_BEEF_0123 });
         let expected = ProduceReply {
             version: CONTROL_VERSION,
             duplicate: duplicate.into(),
-            reserved: 0,
+            redirected,
             base_offset: 1 << 40,
             append_time_ms: 1_700_000_000_123,
         };
@@ -549,7 +561,7 @@ fn queue_without_partitions_is_refused() {
         durability: control::Durability::Durable,
         config: QueueConfig::default(),
     };
-    check_refused(Op::CreateQueue, &open_body(&create), ErrorCode::InvalidArgument);
+    check_refused(Op::CreateQueue, &config_body(&create), ErrorCode::InvalidArgument);
 }
 
 #[test]
@@ -574,10 +586,10 @@ fn queue_replies_carry_the_op_and_body_of_their_request() {
     assert_eq!(control::read_open::<QueueAnswer>(&body).unwrap(), QueueAnswer::Count(12));
     let info = QueueInfo { queue: 5, name: "q".into(), topic: "t".into(), partitions: Vec::new(), config: QueueConfig::default() };
     let body = reply(Op::CreateQueue, QueueReply::Info(info.clone().into()));
-    assert_eq!(control::read_open::<QueueInfo>(&body).unwrap(), info);
+    assert_eq!(ringmain_wire::queue::read_config::<QueueInfo>(&body).unwrap(), info);
     let list = QueueList { shard_ports: vec![7172], queues: vec![info] };
     let body = reply(Op::ListQueues, QueueReply::List { queues: list.queues.clone(), shard_ports: list.shard_ports.clone() });
-    assert_eq!(control::read_open::<QueueList>(&body).unwrap(), list);
+    assert_eq!(ringmain_wire::queue::read_config::<QueueList>(&body).unwrap(), list);
 }
 
 #[test]
@@ -600,7 +612,7 @@ fn replies_in_another_order_find_their_requests() {
         ids.push(id);
     }
     assert_eq!(session.in_flight(), 3);
-    let produced = || Reply::Produced { base_offset: Offset(0), append_time_ms: 0, duplicate: false };
+    let produced = || Reply::Produced { base_offset: Offset(0), append_time_ms: 0, duplicate: false, redirected: 0 };
     session.reply(ids[1], produced(), false, view!(), &mut out);
     let bytes = request(Op::Produce, 40, &batch(1));
     let Ok(Received::Request { id, .. }) = session.receive(&bytes, view!(), &mut out) else { panic!() };

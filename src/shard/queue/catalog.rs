@@ -19,6 +19,74 @@ pub const QUEUES_LIMIT: usize = 100_000;
 const QUEUES_PER_TOPIC_MAX: usize = 1_000;
 /// Longest times that are taken: a century in ms.
 const TIME_MAX_MS: u64 = 100 * 366 * 86_400_000;
+/// Least time after which a queue that nobody uses is deleted.
+const EXPIRES_LEAST_MS: u64 = 1_000;
+
+/// Settings of a queue as earlier builds logged them.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "as in `QueueConfig`")]
+pub struct QueueConfigV1 {
+    pub from_beginning: bool,
+    pub drop_acked: bool,
+    pub ack_timeout_ms: u64,
+    pub delivery_limit: Option<u32>,
+    pub dead_letter: Option<String>,
+    pub backoff: Backoff,
+    pub priorities: u16,
+    pub ttl_ms: Option<u64>,
+    pub max_length: Option<u64>,
+    pub overflow: Overflow,
+    pub redirect: Option<String>,
+    pub key_ordered: bool,
+    pub single_active: bool,
+    pub exclusive: bool,
+    pub rate_per_second: Option<u32>,
+    pub paused: bool,
+    pub filter: String,
+}
+
+/// A queue as earlier builds logged it.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct QueuePieceV1 {
+    /// Its number.
+    pub queue: u32,
+    /// Its name.
+    pub name: String,
+    /// What it reads.
+    pub topic: u32,
+    /// Its settings.
+    pub config: QueueConfigV1,
+}
+
+impl From<&QueuePieceV1> for QueuePiece {
+    fn from(old: &QueuePieceV1) -> QueuePiece {
+        let QueueConfigV1 { from_beginning, drop_acked, ack_timeout_ms, delivery_limit, dead_letter, backoff, priorities, .. } =
+            old.config.clone();
+        let QueueConfigV1 { ttl_ms, max_length, overflow, redirect, key_ordered, single_active, exclusive, .. } = old.config.clone();
+        let QueueConfigV1 { rate_per_second, paused, filter, .. } = old.config.clone();
+        let config = QueueConfig {
+            from_beginning,
+            drop_acked,
+            ack_timeout_ms,
+            delivery_limit,
+            dead_letter,
+            backoff,
+            priorities,
+            ttl_ms,
+            max_length,
+            overflow,
+            redirect,
+            key_ordered,
+            single_active,
+            exclusive,
+            rate_per_second,
+            paused,
+            filter,
+            ..QueueConfig::default()
+        };
+        QueuePiece { queue: old.queue, name: old.name.clone(), topic: old.topic, config }
+    }
+}
 
 /// A queue, whole.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -161,6 +229,15 @@ impl Catalog {
         Ok(QueuePiece { queue: queue.queue.0, name: alter.name.clone(), topic: queue.topic.0, config: alter.config.clone() })
     }
 
+    /// Whether a queue that nobody has used for so long is to go. Errors: `UnknownQueue`, `InvalidArgument` (it doesn't expire any more).
+    pub fn decide_expire_queue(&self, queue: QueueId) -> Result<QueueId, Failure> {
+        let known = self.queues().get(queue).ok_or_else(|| Failure::from(ErrorCode::UnknownQueue))?;
+        match known.config.expires_ms {
+            Some(_) => Ok(queue),
+            None => Err(Failure::new(ErrorCode::InvalidArgument, format!("queue '{}' doesn't expire", known.name))),
+        }
+    }
+
     /// The number of a queue that is to go. Errors: `UnknownQueue`.
     pub fn decide_delete_queue(&self, name: &str) -> Result<QueueId, Failure> {
         self.queues().named(name).map(|queue| queue.queue).ok_or_else(|| unknown_queue(name))
@@ -191,15 +268,23 @@ fn check_config(config: &QueueConfig) -> Result<(), Failure> {
         Backoff::Fixed { ms } => (ms, ms),
         Backoff::Linear { ms, cap_ms } | Backoff::Exponential { ms, cap_ms } => (ms, cap_ms),
     };
-    let times = [config.ack_timeout_ms, config.ttl_ms.unwrap_or(0), backoff_ms, cap_ms];
-    if let Some(ms) = times.into_iter().find(|ms| *ms > TIME_MAX_MS) {
+    let optional = [config.ttl_ms, config.expires_ms, config.dedup_window_ms].map(|ms| ms.unwrap_or(0));
+    let mut times = [config.ack_timeout_ms, backoff_ms, cap_ms].into_iter().chain(optional);
+    if let Some(ms) = times.find(|ms| *ms > TIME_MAX_MS) {
         return invalid(format!("{ms} ms is longer than a century; leave a limit out instead"));
     }
     if config.ack_timeout_ms < 100 {
         return invalid(format!("an acknowledgement timeout of {} ms; at least 100 are needed", config.ack_timeout_ms));
     }
-    if config.delivery_limit == Some(0) || config.rate_per_second == Some(0) || config.max_length == Some(0) {
+    if config.delivery_limit == Some(0) || config.rate_per_second == Some(0) || config.max_length == Some(0) || config.max_bytes == Some(0)
+    {
         return invalid("a limit of 0 lets nothing through; leave it out, or pause the queue".into());
+    }
+    if let Some(ms) = config.expires_ms.filter(|ms| *ms < EXPIRES_LEAST_MS) {
+        return invalid(format!("a queue that expires after {ms} ms; at least {EXPIRES_LEAST_MS} are needed for consumers to come back"));
+    }
+    if config.dedup_window_ms.is_some() {
+        return invalid("this build doesn't recognise messages by their ids; leave the window out".into());
     }
     if (config.overflow == Overflow::Redirect) != config.redirect.is_some() {
         return invalid("to redirect what is too much takes a topic, and a topic to redirect to takes that rule".into());

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use ringmain_wire::queue::{Delayed, Overflow, QueueConfig, QueueState, Settlement, Verb};
 
-use super::ranges::Settled;
+use super::ranges::{Ranges, Settled};
 use crate::request::{Now, Origin};
 
 /// Added to the deliveries of a message that was rejected: whoever finds it in a log sends it away.
@@ -100,6 +100,8 @@ pub struct RecordInfo {
     pub key: Option<u32>,
     /// The filter lets it through.
     pub matches: bool,
+    /// Of key, value and headers.
+    pub bytes: u32,
 }
 
 /// What becomes of a record that was shown.
@@ -285,6 +287,8 @@ pub struct Saved {
     pub mark: u64,
     /// As `mark`, of crashes before.
     pub crashes: Vec<(u64, u16)>,
+    /// Messages that found the queue full; maybe also some that never came.
+    pub redirected: Ranges,
 }
 
 /// One queue in one partition.
@@ -326,6 +330,14 @@ pub struct Cursor {
     /// Deliveries that the rate allows now, in millionths of one, and since when.
     allowance: (u64, u64),
     unlogged: Unlogged,
+    /// Messages that found the queue full and aren't in the other topic yet.
+    redirected: Ranges,
+    /// The log says so of messages below; maybe of some that never came.
+    redirect_end: u64,
+    /// Of messages looked at, where bytes are bounded; those on their way to another topic left out.
+    sizes: BTreeMap<u64, u32>,
+    /// Their sum.
+    bytes: u64,
 }
 
 impl Cursor {
@@ -336,7 +348,10 @@ impl Cursor {
 
     /// As it was, but that nothing is in flight: what was has been delivered once more.
     pub fn restore(config: Arc<QueueConfig>, saved: Saved) -> Cursor {
-        let Saved { begin, tally, settled, history, mark, mut crashes } = saved;
+        let Saved { begin, tally, settled, history, mark, mut crashes, mut redirected } = saved;
+        let redirect_end = redirected.end();
+        redirected.remove(0, settled.floor());
+        settled.ranges_from(0).for_each(|(start, end)| redirected.remove(start, end));
         crashes.retain(|(below, _)| *below > settled.floor());
         if mark > settled.floor() {
             match crashes.iter_mut().find(|(below, _)| *below == mark) {
@@ -379,6 +394,10 @@ impl Cursor {
             redelivered: 0,
             allowance: (0, 0),
             unlogged: Unlogged::default(),
+            redirected,
+            redirect_end,
+            sizes: BTreeMap::new(),
+            bytes: 0,
         }
     }
 
@@ -416,6 +435,8 @@ impl Cursor {
             + self.settled.range_count()
             + self.dying.len()
             + self.key_of.len()
+            + self.redirected.range_count()
+            + self.sizes.len()
     }
 
     /// Messages not settled, of a partition that ends at `end`.
@@ -423,11 +444,78 @@ impl Cursor {
         end.saturating_sub(self.settled.floor()) - self.settled.above().min(end.saturating_sub(self.settled.floor()))
     }
 
+    /// Bytes of messages not settled. `tail_bytes`: of what comes from [`Cursor::next`] on.
+    pub fn bytes(&self, tail_bytes: u64) -> u64 {
+        self.bytes + tail_bytes
+    }
+
+    /// Whether it has all that it may have. `end`: the partition's; `tail_bytes`: of what comes from [`Cursor::next`] on.
+    pub fn is_full(&self, end: u64, tail_bytes: impl Fn(u64) -> u64) -> bool {
+        self.config.max_length.is_some_and(|most| self.length(end) >= most)
+            || self.config.max_bytes.is_some_and(|most| self.bytes(tail_bytes(self.next)) >= most)
+    }
+
+    // ---- redirecting ----------------------------------------------------------------------------------
+
+    /// What becomes of a message too many is said when it comes. Only once it is looked at, where a filter decides whether it is one.
+    fn redirects_early(&self) -> bool {
+        self.config.overflow == Overflow::Redirect && self.config.filter.is_empty()
+    }
+
+    /// The first of `count` records with `bytes` in all that come at `base` and find no room; `base + count` = all do. `None` = nothing is to
+    /// be logged about them.
+    pub fn redirect_from(&self, base: u64, count: u32, bytes: u64, tail_bytes: impl Fn(u64) -> u64) -> Option<u64> {
+        let end = base + u64::from(count);
+        let start = if self.redirects_early() { base + self.room(base, count, bytes, tail_bytes) } else { end };
+        (start < end || base < self.redirect_end).then_some(start)
+    }
+
+    fn room(&self, base: u64, count: u32, bytes: u64, tail_bytes: impl Fn(u64) -> u64) -> u64 {
+        let mut room = u64::from(count);
+        if let Some(most) = self.config.max_length {
+            room = room.min(most.saturating_sub(self.length(base).saturating_sub(self.redirected.count())));
+        }
+        if let Some(most) = self.config.max_bytes {
+            let tail = base.saturating_sub(self.next);
+            let leaves = self.redirected.count_in(self.next, base).min(tail);
+            let stays_bytes =
+                if tail == 0 { 0 } else { (u128::from(tail_bytes(self.next)) * u128::from(tail - leaves) / u128::from(tail)) as u64 };
+            let each = (bytes / u64::from(count.max(1))).max(1);
+            room = room.min(most.saturating_sub(self.bytes(stays_bytes)).div_ceil(each));
+        }
+        room
+    }
+
+    /// The log says so of records below `end`.
+    pub fn redirect_logged(&mut self, end: u64) {
+        self.redirect_end = end;
+    }
+
+    /// Messages that have come and are to go to another topic.
+    pub fn redirect(&mut self, start: u64, end: u64) {
+        self.redirected.push(start, end);
+    }
+
+    /// What was said about records from `next_offset` on is void: they never came.
+    pub fn redirect_before(&mut self, next_offset: u64) {
+        self.redirected.cut(next_offset);
+    }
+
+    /// Messages in `start..end` that are to go there and haven't gone.
+    pub fn redirected_in(&self, start: u64, end: u64) -> u64 {
+        self.redirected.count_in(start, end)
+    }
+
+    /// Ranges of them that start at or after `from`.
+    pub fn redirected_from(&self, from: u64) -> impl Iterator<Item = (u64, u64)> {
+        self.redirected.ranges_from(from)
+    }
+
     // ---- feeding --------------------------------------------------------------------------------------
 
     /// The feeder goes ahead of deliveries: the order isn't that of the log, or length has to be watched.
     pub fn feeds_ahead(&self) -> bool {
-        self.config.priorities > 1 || self.config.overflow == Overflow::Redirect
+        self.config.priorities > 1 || self.config.overflow == Overflow::Redirect || self.config.max_bytes.is_some()
     }
 
     /// The feeder may show another record.
@@ -468,12 +556,18 @@ impl Cursor {
             self.die(Dying { offset, deliveries, death: Death::Expired });
             return Admission::Kept;
         }
-        if self.config.overflow == Overflow::Redirect
-            && history.is_none()
-            && self.config.max_length.is_some_and(|most| self.length(offset) >= most)
-        {
+        let is_too_many = match self.redirects_early() {
+            true => self.redirected.contains(offset),
+            false => self.config.overflow == Overflow::Redirect && history.is_none() && self.is_full(offset, |_| 0),
+        };
+        if is_too_many {
             self.dying.push_back(Dying { offset, deliveries, death: Death::Redirected });
             return Admission::Kept;
+        }
+        self.redirected.remove(offset, offset + 1);
+        if self.config.max_bytes.is_some() {
+            self.sizes.insert(offset, info.bytes);
+            self.bytes += u64::from(info.bytes);
         }
         let place = Place::new(self.level(info.priority), offset);
         let due_ms = history.map_or(info.due_ms, |(_, due_ms)| Some(due_ms));
@@ -715,6 +809,11 @@ impl Cursor {
         attached.min_by_key(|(consumer, _)| (std::cmp::Reverse(consumer.priority), consumer.number)).map(|(_, slot)| slot)
     }
 
+    /// Consumers that have asked and haven't left.
+    pub fn consumer_count(&self) -> usize {
+        self.consumers.len()
+    }
+
     /// Consumers of a connection that has gone, or one that leaves: what they have comes back. Says how much.
     pub fn detach(&mut self, is_gone: impl Fn(&ConsumerKey) -> bool, now: Now) -> u64 {
         let gone: Vec<(ConsumerKey, u32)> =
@@ -836,6 +935,7 @@ impl Cursor {
         }
         let deliveries = self.deliveries_before(offset);
         if let Some(death) = self.death_of(deliveries) {
+            self.forget_sizes(offset, offset + 1);
             return self.dying.push_back(Dying { offset, deliveries: deliveries & !REJECTED, death });
         }
         let place = Place::new(priority, offset);
@@ -846,7 +946,15 @@ impl Cursor {
         }
     }
 
+    fn forget_sizes(&mut self, start: u64, end: u64) {
+        while let Some((&offset, &bytes)) = self.sizes.range(start..end).next() {
+            self.sizes.remove(&offset);
+            self.bytes -= u64::from(bytes);
+        }
+    }
+
     fn die(&mut self, dying: Dying) {
+        self.forget_sizes(dying.offset, dying.offset + 1);
         match self.target_of(dying.death) {
             true => self.dying.push_back(dying),
             false => self.end(dying.offset, End::Dropped),
@@ -885,6 +993,14 @@ impl Cursor {
         self.end(offset, end);
     }
 
+    /// It can't be read yet: it goes first when it can.
+    pub fn not_yet(&mut self, dying: Dying) {
+        self.leaving = self.leaving.saturating_sub(1);
+        if !self.settled.contains(dying.offset) {
+            self.dying.push_front(dying);
+        }
+    }
+
     /// It couldn't be stored there: it stays dying.
     pub fn stays(&mut self, dying: Dying) {
         self.leaving = self.leaving.saturating_sub(1);
@@ -910,6 +1026,8 @@ impl Cursor {
         if added > 0 {
             self.tally.add(how, added);
             self.unlogged.push(how, start, end);
+            self.redirected.remove(start, end);
+            self.forget_sizes(start, end);
         }
     }
 
@@ -1045,10 +1163,18 @@ impl Cursor {
         true
     }
 
-    /// The oldest ready messages go, until there are `most` of those before `end`.
-    pub fn drop_head(&mut self, most: u64, end: u64) {
+    /// The oldest ready messages go, until there are no more than may be of those before `end`. `tail_bytes`: of what comes from
+    /// [`Cursor::next`] on.
+    pub fn drop_head(&mut self, end: u64, tail_bytes: u64) {
+        let (most, most_bytes) = (self.config.max_length.unwrap_or(u64::MAX), self.config.max_bytes.unwrap_or(u64::MAX));
         let mut from = self.settled.floor();
-        while self.length(end) > most + self.dying.len() as u64 + self.leaving {
+        loop {
+            let is_too_long = self.length(end) > most.saturating_add(self.dying.len() as u64 + self.leaving);
+            // Of what it hasn't looked at it doesn't know how much would go.
+            let is_too_large = self.bytes(tail_bytes) > most_bytes && from < self.next;
+            if !is_too_long && !is_too_large {
+                return;
+            }
             from = self.settled.next_gap(from);
             if from >= end || self.dying.len() >= BLOCKED_MAX {
                 return;
@@ -1059,6 +1185,9 @@ impl Cursor {
                 continue;
             }
             if offset >= self.next {
+                if !is_too_long {
+                    return;
+                }
                 self.next = offset + 1;
             } else if !(0..=255).take(usize::from(self.config.priorities.max(1))).any(|level| self.ready.remove(&Place::new(level, offset)))
             {
@@ -1161,6 +1290,7 @@ impl Saved {
     pub fn end(&mut self, start: u64, end: u64, how: End) {
         let added = self.settled.insert(start, end);
         self.tally.add(how, added);
+        self.redirected.remove(start, end);
         if end - start == 1 {
             self.history.remove(&start);
         } else {

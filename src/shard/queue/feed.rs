@@ -174,6 +174,7 @@ pub fn info(shown: &Shown<'_>, filter: &Filter, ttl_ms: Option<u64>, key_ordered
         expires_ms: ttl_ms.map(|ms| from_ms.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX))),
         key: if key_ordered { shown.record.key.map(crc32c::crc32c) } else { None },
         matches: filter.is_all() || filter.matches(&candidate),
+        bytes: (shown.record.key.map_or(0, <[u8]>::len) + shown.record.value.map_or(0, <[u8]>::len) + shown.record.headers.len()) as u32,
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `feed` | records out of stored frames |
 //! | `expiry` | messages that expire while nobody receives |
 //! | `filter` | which messages a queue takes |
+//! | `idle` | queues that are deleted because nobody uses them |
 //! | `serve` | the shard's side: requests in, messages out, records into the log, timers |
 //! | `persist` | cursors as state records, and back |
 //!
@@ -27,6 +28,7 @@ pub mod cursor;
 mod expiry;
 pub mod feed;
 pub mod filter;
+pub mod idle;
 pub mod persist;
 mod ranges;
 pub mod serve;
@@ -45,6 +47,7 @@ use cursor::Cursor;
 use expiry::Heads;
 use feed::Walker;
 use filter::Filter;
+use idle::Idle;
 
 /// A connection of a core.
 type ConnectionKey = (u16, u32, u32);
@@ -87,6 +90,8 @@ struct Queue {
     topic: TopicId,
     config: Arc<QueueConfig>,
     filter: Arc<Filter>,
+    /// Of its topic, in order of index; empty where the queue doesn't expire.
+    partitions: Vec<PartitionId>,
 }
 
 /// A receive that waits.
@@ -144,6 +149,7 @@ struct Slot {
     /// Not before this are more sent there.
     leave_after_us: u64,
     timer_us: Option<u64>,
+    idle: Idle,
     entries: usize,
     piece_bytes: usize,
 }
@@ -165,13 +171,44 @@ impl QueueTable {
         drops.then_some(Offset(floor))
     }
 
-    /// Whether some queue over the partition is full and refuses more. `end`: the partition's.
-    pub fn is_full(&self, partition: PartitionId, end: Offset) -> Option<&str> {
-        let refuses = |slot: &&Slot| {
-            let config = slot.cursor.config();
-            config.overflow == Overflow::Reject && config.max_length.is_some_and(|most| slot.cursor.length(end.0) >= most)
-        };
+    /// Whether some queue over the partition is full and refuses more. `end`: the partition's; `bytes_from`: stored there from an offset on.
+    pub fn is_full(&self, partition: PartitionId, end: Offset, bytes_from: impl Fn(u64) -> u64) -> Option<&str> {
+        let refuses = |slot: &&Slot| slot.cursor.config().overflow == Overflow::Reject && slot.cursor.is_full(end.0, &bytes_from);
         self.of_partition(partition).find(refuses).map(|slot| &*slot.name)
+    }
+
+    /// For queues that redirect what is too much: which of `count` records with `bytes` in all that come at `base` go elsewhere, by cursor
+    /// the first one; all before the end that is logged anew. Allocates only where there is something to say.
+    pub fn redirects(
+        &self,
+        partition: PartitionId,
+        base: u64,
+        count: u32,
+        bytes: u64,
+        bytes_from: impl Fn(u64) -> u64,
+    ) -> Vec<(u32, QueueId, u64)> {
+        let range = self.index.range((partition, QueueId(0))..=(partition, QueueId(u32::MAX)));
+        let slots = range.filter_map(|((_, queue), index)| Some((*index, *queue, self.slots[*index as usize].as_deref()?)));
+        slots.filter_map(|(index, queue, slot)| Some((index, queue, slot.cursor.redirect_from(base, count, bytes, &bytes_from)?))).collect()
+    }
+
+    /// What [`QueueTable::redirects`] said is in the log.
+    pub fn redirect_logged(&mut self, index: u32, end: u64) {
+        if let Some(slot) = self.get_mut(index) {
+            slot.cursor.redirect_logged(end);
+        }
+    }
+
+    /// The records have come.
+    pub fn redirect(&mut self, index: u32, start: u64, end: u64) {
+        if let Some(slot) = self.get_mut(index) {
+            slot.cursor.redirect(start, end);
+        }
+    }
+
+    /// Of the records in `start..end`, so many go from some queue to another topic.
+    pub fn redirected_in(&self, partition: PartitionId, start: u64, end: u64) -> u64 {
+        self.of_partition(partition).map(|slot| slot.cursor.redirected_in(start, end)).max().unwrap_or(0)
     }
 
     /// Cursors, things they remember, receives that wait, deliveries, settlements; for metrics.
@@ -272,6 +309,7 @@ impl QueueTable {
             leaving: 0,
             leave_after_us: 0,
             timer_us: None,
+            idle: Idle::default(),
             entries: 0,
             piece_bytes: 0,
         };

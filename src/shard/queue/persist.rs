@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use ringmain_wire::PartitionId;
 
-use super::super::state_record::{QueueHeadPiece, QueueMarkPiece, QueuePartsPiece, QueueSettledPiece, ReturnedPiece, StateRecord};
+use super::super::state_record::{
+    QueueHeadPiece, QueueMarkPiece, QueuePartsPiece, QueueRedirectedPiece, QueueSettledPiece, ReturnedPiece, StateRecord,
+};
 use super::QueueTable;
 use super::cursor::{Cursor, End, Returned, Saved, Tally, Unlogged};
 use super::ranges::Settled;
@@ -30,6 +32,9 @@ enum Part {
         from: u64,
     },
     Returned {
+        from: u64,
+    },
+    Redirected {
         from: u64,
     },
 }
@@ -78,7 +83,18 @@ pub fn next_pieces(table: &QueueTable, place: &CursorPlace, bytes: usize) -> (Ve
                         })));
                         Part::Returned { from: last + 1 }
                     }
-                    None => {
+                    None => Part::Redirected { from: 0 },
+                }
+            }
+            Part::Redirected { from } => {
+                let ranges: Vec<(u64, u64)> = cursor.redirected_from(from).take(ENTRIES_PER_RECORD).collect();
+                match (ranges.first().copied(), ranges.last().copied()) {
+                    (Some((first, _)), Some((_, last))) => {
+                        written += ranges.len() * ENTRY_BYTES;
+                        records.push(redirected(key, first, ranges));
+                        Part::Redirected { from: last }
+                    }
+                    _ => {
                         place.from = (key.0, QueueId(queue + 1));
                         Part::Head
                     }
@@ -104,6 +120,11 @@ pub fn head(key: (PartitionId, QueueId), cursor: &Cursor) -> StateRecord {
         dropped: tally.dropped,
         void: tally.void,
     }))
+}
+
+/// Messages from `from` on that go to another topic.
+pub fn redirected(key: (PartitionId, QueueId), from: u64, ranges: Vec<(u64, u64)>) -> StateRecord {
+    StateRecord::QueueRedirected(Box::new(QueueRedirectedPiece { queue: key.1.0, partition: key.0.0, from, ranges }))
 }
 
 /// What has happened, in records of a bounded size; the order among them doesn't matter.
@@ -179,6 +200,12 @@ impl SavedCursors {
                         saved.history.insert(it.offset, (it.deliveries, it.due_ms));
                     }
                 }
+            }
+            StateRecord::QueueRedirected(piece) => {
+                let QueueRedirectedPiece { queue, partition, from, ranges } = *piece;
+                let saved = self.cursors.entry((partition, queue)).or_default();
+                saved.redirected.cut(from);
+                ranges.into_iter().for_each(|(start, end)| saved.redirected.push(start, end));
             }
             StateRecord::QueueMark(piece) => {
                 let QueueMarkPiece { queue, partition, mark, crashes } = *piece;

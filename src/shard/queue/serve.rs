@@ -12,7 +12,7 @@ use super::catalog::QueuePiece;
 use super::cursor::{Admission, ConsumerKey, Cursor, Dying, End, Place, RecordInfo, Returned};
 use super::feed::{Found, Reading, Shown, Walker, info};
 use super::filter::Filter;
-use super::{Piece, Queue, Slot, Waiter, persist};
+use super::{Piece, Queue, Slot, Waiter, idle, persist};
 use crate::device::Slice;
 use crate::log::{Located, ReadError};
 use crate::request::queue::{Forward, QueueId, QueueReply, QueueRequest, Receive, Settle};
@@ -124,7 +124,7 @@ impl Shard {
     fn put_queue(&mut self, origin: Origin, decided: Result<QueuePiece, Failure>, now: Now) -> Result<(), Busy> {
         let decided = decided.map(|queue| {
             let partitions = self.catalog.topic_by_id(TopicId(queue.topic)).map(|topic| topic.partitions.clone()).unwrap_or_default();
-            CatalogChange::QueuePut { queue: Box::new(queue), partitions }
+            CatalogChange::QueueSet { queue: Box::new(queue), partitions }
         });
         self.change_catalog(origin, decided, now)
     }
@@ -135,7 +135,7 @@ impl Shard {
     }
 
     /// Once at start: cursors as they were, or new ones.
-    pub(in crate::shard) fn set_queues(&mut self, catalog: &Catalog) {
+    pub(in crate::shard) fn set_queues(&mut self, catalog: &Catalog, now: Now) {
         for queue in catalog.queues().iter() {
             let Some(topic) = catalog.topic_by_id(queue.topic) else { continue };
             let known = Queue {
@@ -143,38 +143,50 @@ impl Shard {
                 topic: queue.topic,
                 filter: Arc::new(Filter::parse(&queue.config.filter).unwrap_or_default()),
                 config: queue.config.clone(),
+                partitions: idle::partitions(&queue.config, &topic.partitions),
             };
             self.queues.queues.insert(queue.queue, known);
-            self.add_cursors(queue.queue, &topic.partitions, queue.config.from_beginning);
+            self.add_cursors(queue.queue, &topic.partitions, queue.config.from_beginning, now);
         }
         self.saved_cursors = persist::SavedCursors::default();
     }
 
     /// A queue is new, or has other settings.
-    pub(in crate::shard) fn queue_put(&mut self, piece: &QueuePiece, partitions: &[PartitionPlace]) {
+    pub(in crate::shard) fn queue_put(&mut self, piece: &QueuePiece, partitions: &[PartitionPlace], now: Now) {
         let queue = QueueId(piece.queue);
         let (config, filter) = (Arc::new(piece.config.clone()), Arc::new(Filter::parse(&piece.config.filter).unwrap_or_default()));
-        let known = Queue { name: piece.name.as_str().into(), topic: TopicId(piece.topic), config: config.clone(), filter: filter.clone() };
+        let known = Queue {
+            name: piece.name.as_str().into(),
+            topic: TopicId(piece.topic),
+            config: config.clone(),
+            filter: filter.clone(),
+            partitions: idle::partitions(&config, partitions),
+        };
         self.queues.queues.insert(queue, known);
         for place in partitions {
             if let Some(index) = self.queues.slot_of(PartitionId(place.partition), queue) {
                 if let Some(slot) = self.queues.get_mut(index) {
                     slot.cursor.configure(config.clone());
                     slot.filter = filter.clone();
+                    slot.idle.used(now);
                 }
                 self.queues.mark_dirty(index);
             }
         }
-        self.add_cursors(queue, partitions, piece.config.from_beginning);
+        self.add_cursors(queue, partitions, piece.config.from_beginning, now);
     }
 
     /// A topic has more partitions: its queues read them from their beginning.
-    pub(in crate::shard) fn queues_of_topic_grow(&mut self, topic: TopicId, partitions: &[PartitionPlace]) {
-        let queues: Vec<QueueId> = self.queues.queues.iter().filter(|(_, known)| known.topic == topic).map(|(queue, _)| *queue).collect();
-        queues.into_iter().for_each(|queue| self.add_cursors(queue, partitions, true));
+    pub(in crate::shard) fn queues_of_topic_grow(&mut self, topic: TopicId, partitions: &[PartitionPlace], now: Now) {
+        let mut queues = Vec::new();
+        for (queue, known) in self.queues.queues.iter_mut().filter(|(_, known)| known.topic == topic) {
+            known.partitions = idle::partitions(&known.config, partitions);
+            queues.push(*queue);
+        }
+        queues.into_iter().for_each(|queue| self.add_cursors(queue, partitions, true, now));
     }
 
-    fn add_cursors(&mut self, queue: QueueId, partitions: &[PartitionPlace], from_beginning: bool) {
+    fn add_cursors(&mut self, queue: QueueId, partitions: &[PartitionPlace], from_beginning: bool, now: Now) {
         let shard = self.config.shard.0;
         let Some(config) = self.queues.queues.get(&queue).map(|known| known.config.clone()) else { return };
         for place in partitions.iter().filter(|place| place.shard == shard) {
@@ -184,16 +196,34 @@ impl Shard {
                 continue;
             }
             partition.has_queues = true;
-            let begin = if from_beginning { partition.log_start } else { partition.next_offset };
+            let (start, end) = (partition.log_start.0, partition.next_offset.0);
+            let begin = match config.from_last {
+                Some(last) => end.saturating_sub(last).max(start),
+                None if from_beginning => start,
+                None => end,
+            };
             match self.saved_cursors.take(id, queue) {
                 Some(mut saved) => {
                     // The mark is ahead of what there was to deliver: what comes from now on counts nothing.
-                    saved.mark = saved.mark.min(partition.next_offset.0);
-                    self.queues.insert(id, queue, Cursor::restore(config.clone(), saved), true);
+                    saved.mark = saved.mark.min(end);
+                    let mut cursor = Cursor::restore(config.clone(), saved);
+                    cursor.redirect_before(end);
+                    self.queues.insert(id, queue, cursor, true);
                 }
-                None => self.queues.insert(id, queue, Cursor::new(config.clone(), begin.0), false),
+                None => {
+                    self.queues.insert(id, queue, Cursor::new(config.clone(), begin), false);
+                    self.log_new_head(id, queue, now);
+                }
             }
         }
+    }
+
+    /// Before anything else is: whatever is durable later, where the queue begins is, too.
+    fn log_new_head(&mut self, partition: PartitionId, queue: QueueId, now: Now) {
+        let Some(index) = self.queues.slot_of(partition, queue) else { return };
+        let Some(mut slot) = self.queues.slots[index as usize].take() else { return };
+        self.log_head(&mut slot, now);
+        self.queues.slots[index as usize] = Some(slot);
     }
 
     /// A queue is gone.
@@ -262,6 +292,7 @@ impl Shard {
             max_bytes: receive.max_bytes.min(self.config.fetch_bytes_max),
             deadline_us: now.monotonic_us + u64::from(receive.max_wait_ms) * 1_000,
         });
+        slot.idle.used(now);
         self.queues.waiting += 1;
         let used = self.queues.by_connection.entry((origin.core, origin.connection, origin.generation)).or_default();
         if !used.contains(&index) {
@@ -277,6 +308,7 @@ impl Shard {
             Err(failure) => return self.fail(origin, failure),
         };
         let Some(slot) = self.queues.get_mut(index) else { return };
+        slot.idle.used(now);
         let consumer = slot.cursor.consumer(&ConsumerKey::new(&origin, settle.consumer));
         let (mut settled, mut refused) = (0u32, 0u32);
         for settlement in &settle.settlements {
@@ -298,6 +330,7 @@ impl Shard {
         let Some(partition) = self.partitions.get(request.partition) else { return };
         let (log_start, end) = (partition.log_start.0, partition.readable_end(true).0);
         let Some(slot) = self.queues.get_mut(index) else { return };
+        slot.idle.used(now);
         let answer = match &request.call {
             QueueCall::Describe => Some(QueueAnswer::State(slot.cursor.state(end, slot.waiters.len() as u32))),
             QueueCall::ListDelayed { after, max } => {
@@ -356,6 +389,7 @@ impl Shard {
             let Some(slot) = self.queues.get_mut(index) else { continue };
             let is_gone = |key: &ConsumerKey| (key.core, key.connection, key.generation) == (core, connection, generation);
             slot.cursor.detach(is_gone, now);
+            slot.idle.used(now);
             let before = slot.waiters.len();
             slot.waiters.retain(|waiter| {
                 let origin = &waiter.origin;
@@ -445,7 +479,10 @@ impl Shard {
         // A rate lets the next one through soon.
         let rate = (slot.cursor.config().rate_per_second.is_some() && !slot.waiters.is_empty()).then_some(now.monotonic_us + 10_000);
         let leave = slot.cursor.has_dying().then_some(slot.leave_after_us.max(now.monotonic_us + 1_000));
-        [slot.cursor.next_deadline_us(now), waiter, rate, leave, self.head_deadline_us(slot, now)].into_iter().flatten().min()
+        [slot.cursor.next_deadline_us(now), waiter, rate, leave, self.head_deadline_us(slot, now), self.idle_deadline_us(slot, now)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// False = there is more to do at once.
@@ -459,17 +496,25 @@ impl Shard {
         if !self.stopping {
             slot.cursor.tick(now);
             slot.cursor.truncate(log_start);
-            let config = slot.cursor.config();
-            if let (Overflow::DropHead, Some(most)) = (config.overflow, config.max_length) {
-                slot.cursor.drop_head(most, end);
-            }
+            self.drop_head(slot, end);
             is_done = self.dispatch(index, slot, end, budget, now);
+            // Once it was looked at it is known how large it is.
+            self.drop_head(slot, end);
             is_done &= self.expire_heads(index, slot, end, budget, now);
             self.end_waits(slot, now);
             self.send_away(index, slot, now);
+            self.expire_queue(index, slot, now);
             is_done &= self.log_mark(index, slot, now);
         }
         self.log_settled(index, slot, now) && is_done
+    }
+
+    fn drop_head(&mut self, slot: &mut Slot, end: u64) {
+        let config = slot.cursor.config();
+        if config.overflow == Overflow::DropHead && (config.max_length.is_some() || config.max_bytes.is_some()) {
+            let tail_bytes = if slot.cursor.next() < end { self.log.bytes_from(slot.partition, Offset(slot.cursor.next())) } else { 0 };
+            slot.cursor.drop_head(end, tail_bytes);
+        }
     }
 
     fn log_head(&mut self, slot: &mut Slot, now: Now) -> bool {
@@ -967,7 +1012,7 @@ impl Shard {
                     self.ask(Asked::Forward(leaving), Request::Forward(Arc::new(forward)));
                 }
                 Got::Gone => slot.cursor.left(dying.offset, End::Dropped),
-                Got::Later => return slot.cursor.stays(dying),
+                Got::Later => return slot.cursor.not_yet(dying),
             }
         }
     }

@@ -491,6 +491,146 @@ fn a_full_queue_refuses_drops_or_redirects() {
     assert_eq!(redirecting.queue_state().dead_lettered, 2);
 }
 
+fn redirected(reply: &Reply) -> u32 {
+    let Reply::Produced { redirected, .. } = reply else { panic!("{reply:?}") };
+    *redirected
+}
+
+#[test]
+fn who_finds_a_queue_full_is_told_at_once_and_it_stays_so() {
+    let config = QueueConfig { max_length: Some(3), overflow: Overflow::Redirect, redirect: Some("dead".into()), ..QueueConfig::default() };
+    let mut rig = rig(config.clone());
+    let told: Vec<u32> = [&["a", "b"][..], &["c", "d", "e"], &["f"]]
+        .map(|values| redirected(&rig.publish(&values.iter().map(|value| message(value)).collect::<Vec<_>>())))
+        .into();
+    assert_eq!(told, [0, 2, 1]);
+    // Room that comes later changes nothing, nor does a crash before they are passed on.
+    let mut rig = rig.power_cut();
+    assert_eq!(values(&rig.receive(1, 1, 2)), ["a", "b"]);
+    rig.settle_one(1, 1, 0, Verb::Ack);
+    rig.settle_one(1, 1, 1, Verb::Ack);
+    rig.settle();
+    let away: Vec<String> = rig.topic_records("dead").into_iter().map(|it| it.0).collect();
+    assert_eq!(away, ["d", "e", "f"]);
+    assert_eq!(redirected(&rig.publish(&["g", "h", "i"].map(message))), 1, "c is there, and two more find room");
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["c", "g", "h"]);
+    let state = rig.queue_state();
+    assert_eq!((state.in_flight, state.acked), (3, 2));
+    rig.settle();
+    assert_eq!(rig.queue_state().dead_lettered, 4);
+    // A repeated batch is told the same.
+    let mut rig = rig.power_cut();
+    let mut builder = RecordBatchBuilder::new();
+    ["x", "y"].iter().for_each(|value| builder.push(0, None, Some(value.as_bytes()), b""));
+    let producer_id = ringmain_wire::ProducerId(9);
+    let identity = Identity { producer_id, sequence: 0, ..Identity::plain(PartitionId(rig.queue_partition())) };
+    let batch = builder.finish(identity).to_vec();
+    rig.ask(&Request::DeleteTopic { name: "dead" });
+    for _ in 0..2 {
+        assert_eq!(redirected(&rig.produce(&batch)), 2, "they can't be passed on, and still are to be");
+    }
+    rig.create("dead", 1, TopicConfig::default());
+    rig.pass(1_100_000);
+    rig.turns(100);
+    assert_eq!(rig.topic_records("dead").len(), 2);
+}
+
+#[test]
+fn a_queue_is_bounded_in_bytes() {
+    let value = |letter: &str| letter.repeat(100);
+    let three = || ["a", "b", "c"].map(|letter| message(&value(letter)));
+    let mut full = rig(QueueConfig { max_bytes: Some(300), ..QueueConfig::default() });
+    full.publish(&three());
+    full.settle();
+    assert_eq!(failed(&full.publish(&[message("d")])), ErrorCode::QueueFull);
+    full.receive(1, 1, 1);
+    full.settle_one(1, 1, 0, Verb::Ack);
+    assert!(matches!(full.publish(&[message(&value("d"))]), Reply::Produced { .. }));
+    full.settle();
+    // Counted anew after a crash.
+    let mut full = full.power_cut();
+    full.settle();
+    assert_eq!(failed(&full.publish(&[message("e")])), ErrorCode::QueueFull);
+
+    let config =
+        QueueConfig { max_bytes: Some(250), overflow: Overflow::DropHead, dead_letter: Some("dead".into()), ..QueueConfig::default() };
+    let mut dropping = rig(config);
+    dropping.publish(&three());
+    dropping.settle();
+    assert_eq!(dropping.topic_records("dead").len(), 1);
+    assert_eq!(values(&dropping.receive(1, 1, 9)), [value("b"), value("c")]);
+    // What is in flight stays, however much it is.
+    dropping.publish(&[message(&value("d"))]);
+    dropping.settle();
+    let state = dropping.queue_state();
+    assert_eq!((state.in_flight, state.dead_lettered, state.ready), (2, 2, 0));
+
+    let config =
+        QueueConfig { max_bytes: Some(200), overflow: Overflow::Redirect, redirect: Some("dead".into()), ..QueueConfig::default() };
+    let mut redirecting = rig(config);
+    assert_eq!(redirected(&redirecting.publish(&three()[..2])), 0);
+    redirecting.settle();
+    assert_eq!(redirected(&redirecting.publish(&three())), 3);
+    redirecting.settle();
+    assert_eq!(redirecting.topic_records("dead").len(), 3);
+    assert_eq!(values(&redirecting.receive(1, 1, 9)), [value("a"), value("b")]);
+}
+
+#[test]
+fn a_queue_that_nobody_uses_is_deleted() {
+    let is_there = |rig: &Rig| rig.shard.catalog().queues().named("work").is_some();
+    let wait = |rig: &mut Rig, ms: u64| {
+        rig.pass(ms * 1_000);
+        rig.turns(50);
+    };
+    let config = QueueConfig { expires_ms: Some(2_000), ..QueueConfig::default() };
+    let mut rig = Rig::open(SimDisk::new(1, SimOptions::default()), shard_config(), start());
+    rig.create("work", 2, TopicConfig::default());
+    assert!(matches!(rig.create_queue(config), Reply::Queue(_)));
+    wait(&mut rig, 1_900);
+    assert!(is_there(&rig));
+    rig.queue_state();
+    wait(&mut rig, 1_900);
+    assert!(is_there(&rig), "it was asked about");
+    // In the other partition.
+    let partition = PartitionId(rig.shard.catalog().topic("work").expect("it").partitions[1].partition);
+    let receive = Receive { queue: QUEUE, partition, consumer: 1, priority: 0, max_messages: 1, max_bytes: 1 << 20, max_wait_ms: 0 };
+    let sent = rig.send_from(3, &Request::Receive(receive));
+    assert_eq!(received(&rig.answer(sent)), []);
+    wait(&mut rig, 30_000);
+    assert!(is_there(&rig), "it has a consumer");
+    rig.shard.cancel(0, 3, 0, rig.now);
+    wait(&mut rig, 1_900);
+    assert!(is_there(&rig), "a consumer may come back");
+    let mut rig = rig.power_cut();
+    rig.turns(5);
+    wait(&mut rig, 1_900);
+    assert!(is_there(&rig), "the time counts anew");
+    wait(&mut rig, 200);
+    assert!(!is_there(&rig));
+    let sent = rig.send_receive(1, 1, 1, 0);
+    assert_eq!(failed(&rig.answer(sent)), ErrorCode::UnknownQueue);
+    let rig = rig.power_cut();
+    assert!(!is_there(&rig));
+}
+
+#[test]
+fn a_queue_begins_with_the_last_records() {
+    let mut rig = Rig::open(SimDisk::new(1, SimOptions::default()), shard_config(), start());
+    rig.create("work", 1, TopicConfig::default());
+    rig.publish(&["a", "b", "c"].map(message));
+    assert!(matches!(rig.create_queue(QueueConfig { from_last: Some(1), ..QueueConfig::default() }), Reply::Queue(_)));
+    rig.publish(&[message("d")]);
+    let mut rig = rig.power_cut();
+    assert_eq!([rig.receive(1, 1, 9), rig.receive(1, 1, 9)].map(|got| got[0].value.clone()), ["c", "d"]);
+    assert_eq!(rig.queue_state().enqueued, 2);
+    let mut rig = Rig::open(SimDisk::new(1, SimOptions::default()), shard_config(), start());
+    rig.create("work", 1, TopicConfig::default());
+    rig.publish(&["a", "b"].map(message));
+    rig.create_queue(QueueConfig { from_last: Some(9), from_beginning: false, ..QueueConfig::default() });
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["a", "b"]);
+}
+
 #[test]
 fn keys_are_in_flight_one_at_a_time() {
     let mut rig = rig(QueueConfig { key_ordered: true, ..QueueConfig::default() });
@@ -621,13 +761,17 @@ impl Model {
     }
 
     fn new(seed: u64) -> Model {
-        let kind = seed % 4;
+        let kind = seed % 5;
         let config = QueueConfig {
             delivery_limit: Some(LIMIT),
             dead_letter: Some("dead".into()),
             priorities: if kind == 1 { 4 } else { 1 },
             backoff: if kind == 2 { Backoff::Fixed { ms: 3 } } else { Backoff::None },
             drop_acked: kind == 3,
+            max_length: (kind == 4).then_some(12),
+            max_bytes: (kind == 4 && seed % 2 == 0).then_some(90),
+            overflow: if kind == 4 { Overflow::Redirect } else { Overflow::Reject },
+            redirect: (kind == 4).then(|| "dead".into()),
             ..QueueConfig::default()
         };
         let mut shard = shard_config();
@@ -650,11 +794,14 @@ impl Model {
                 Message { value: format!("m{number}"), priority, due_ms, ..Message::default() }
             })
             .collect();
-        let Reply::Produced { base_offset, .. } = self.rig.publish(&messages) else { panic!("refused") };
+        let Reply::Produced { base_offset, redirected, .. } = self.rig.publish(&messages) else { panic!("refused") };
+        let stays_below = base_offset.0 + (messages.len() as u64 - u64::from(redirected));
         for (message, offset) in messages.into_iter().zip(base_offset.0..) {
             let (due_ms, priority) = (message.due_ms.unwrap_or(0), message.priority);
             let crashes = self.crashes;
-            self.known.insert(offset, Known { value: message.value, priority, due_ms, deliveries: 0, crashes, state: State::Ready });
+            // Who was told that it goes elsewhere finds it there, and nobody else does.
+            let state = if offset < stays_below { State::Ready } else { State::Dead };
+            self.known.insert(offset, Known { value: message.value, priority, due_ms, deliveries: 0, crashes, state });
         }
     }
 

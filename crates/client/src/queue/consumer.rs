@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringmain_wire::control::{CONTROL_VERSION, read_open, write_open};
+use ringmain_wire::control::{CONTROL_VERSION, write_open};
 use ringmain_wire::queue::{
     Deliveries, ListQueues, QueueList, QueueReceive, QueueReceived, QueueSettle, QueueSettled, RECEIVE_MESSAGES_MAX, RECEIVE_WAIT_MAX_MS,
-    Settlement, Verb,
+    Settlement, Verb, read_config,
 };
 use ringmain_wire::{ErrorCode, Op};
 
@@ -667,7 +667,7 @@ impl QueueConsumerMachine {
 
     fn on_metadata(&mut self, result: Result<ReplyBody, BrokerError>) {
         self.metadata_asked = false;
-        let Some(list) = result.ok().and_then(|body| read_open::<QueueList>(&body).ok()) else {
+        let Some(list) = result.ok().and_then(|body| read_config::<QueueList>(&body).ok()) else {
             self.metadata_wanted = true;
             return;
         };

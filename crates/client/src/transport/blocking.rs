@@ -527,6 +527,11 @@ impl Producer {
         self.shared.lock().machine.acknowledged_records()
     }
 
+    /// Of them, those that found a queue full, which passes them on to the topic that it redirects to.
+    pub fn redirected(&self) -> u64 {
+        self.shared.lock().machine.redirected_records()
+    }
+
     /// Records taken and neither acknowledged nor given up.
     pub fn open_records(&self) -> u64 {
         self.shared.lock().machine.open_records()

@@ -479,6 +479,11 @@ impl Producer {
         self.hub.machine.borrow().acknowledged_records()
     }
 
+    /// Of them, those that found a queue full, which passes them on to the topic that it redirects to.
+    pub fn redirected(&self) -> u64 {
+        self.hub.machine.borrow().redirected_records()
+    }
+
     /// Records taken and neither acknowledged nor given up.
     pub fn open_records(&self) -> u64 {
         self.hub.machine.borrow().open_records()

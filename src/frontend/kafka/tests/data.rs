@@ -146,7 +146,7 @@ fn receive_all(peer: &mut Peer, bytes: &[u8]) -> Vec<(u64, PartitionId, u32)> {
 }
 
 fn produced(offset: u64) -> Reply {
-    Reply::Produced { base_offset: Offset(offset), append_time_ms: 5, duplicate: false }
+    Reply::Produced { base_offset: Offset(offset), append_time_ms: 5, duplicate: false, redirected: 0 }
 }
 
 fn topic_peer() -> Peer {
