@@ -144,6 +144,7 @@ impl Collector for Scrape {
         out.shards(cores, "queue_entries", "Messages that queues remember one by one", MetricType::Gauge, |shard| {
             shard.counters.queue_entries
         })?;
+        out.shards(cores, "message_ids", "Message ids remembered", MetricType::Gauge, |shard| shard.counters.message_ids)?;
         out.shards(cores, "waiting_receives", "Receives waiting for messages", MetricType::Gauge, |shard| shard.counters.waiting_receives)?;
         out.shards(cores, "messages_delivered", "Messages delivered by queues", MetricType::Counter, |shard| {
             shard.counters.messages_delivered

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use ringmain_client::wire::MAX_MESSAGE_BYTES_LIMIT;
+use ringmain_client::wire::queue::name;
 use ringmain_client::{FlushError, Outgoing, Producer, ProducerConfig, Record};
 use serde_json::json;
 
@@ -39,7 +40,7 @@ pub struct ProduceArguments {
     target: Target,
 }
 
-/// What every message carries besides. The first four are for queues.
+/// What every message carries besides. All but the last are for queues.
 #[derive(Args)]
 struct Headers {
     /// Deliver not before so long after it is sent
@@ -54,13 +55,19 @@ struct Headers {
     /// A word to filter by
     #[arg(long, value_name = "WORD")]
     tag: Option<String>,
+    /// What a message's id is, for queues that recognise messages by it: its line, or its key
+    #[arg(long, value_name = "line|key")]
+    message_id: Option<MessageId>,
     /// A header; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
     header: Vec<(String, String)>,
 }
 
 impl Headers {
-    fn add<'a>(&self, mut message: Outgoing<'a>) -> Outgoing<'a> {
+    fn add<'a>(&self, mut message: Outgoing<'a>, id: &[u8]) -> Outgoing<'a> {
+        if self.message_id.is_some() {
+            message = message.header(name::MESSAGE_ID, Some(id));
+        }
         if let Some(ms) = self.delay_ms {
             message = message.delay(Duration::from_millis(ms));
         }
@@ -75,6 +82,13 @@ impl Headers {
         }
         self.header.iter().fold(message, |message, (name, value)| message.header(name.as_bytes(), Some(value.as_bytes())))
     }
+}
+
+/// What a message's id is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum MessageId {
+    Line,
+    Key,
 }
 
 /// What a message's key is.
@@ -139,7 +153,8 @@ fn send_lines(mut input: impl BufRead, arguments: &ProduceArguments, producer: &
     while read_line(&mut input, &mut line).with_context(|| format!("reading line {}", number + 1))? {
         number += 1;
         let (key, value) = split(&line, &arguments.key).with_context(|| format!("line {number}"))?;
-        let message = arguments.headers.add(Outgoing::new(value));
+        let id = if arguments.headers.message_id == Some(MessageId::Key) { key.unwrap_or_default() } else { &line };
+        let message = arguments.headers.add(Outgoing::new(value), id);
         let record = Record { key, partition: arguments.partition, ..message.record() };
         producer.send(record).with_context(|| format!("line {number}"))?;
         unshown_bytes += line.len() as u64 + 1;

@@ -121,6 +121,9 @@ struct Settings {
     /// Delete the queue when it had no consumer and nobody used it for so long
     #[arg(long, value_name = "MS|none", value_parser = limit::<u64>)]
     expires_ms: Option<Limit<u64>>,
+    /// A message with an id that the topic took less than so long ago isn't stored again
+    #[arg(long, value_name = "MS|none", value_parser = limit::<u64>)]
+    dedup_window_ms: Option<Limit<u64>>,
     /// Messages of one key are at one consumer at a time, in order
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     key_ordered: Option<bool>,
@@ -243,6 +246,7 @@ impl Settings {
         set(&mut config.max_length, self.max_length.map(|limit| limit.0));
         set(&mut config.max_bytes, self.max_bytes.map(|limit| limit.0));
         set(&mut config.expires_ms, self.expires_ms.map(|limit| limit.0));
+        set(&mut config.dedup_window_ms, self.dedup_window_ms.map(|limit| limit.0));
         if let Some((overflow, redirect)) = self.overflow {
             (config.overflow, config.redirect) = (overflow, redirect);
         }
@@ -478,6 +482,7 @@ fn settings(info: &QueueInfo) -> String {
     config.max_length.into_iter().for_each(|length| say(true, format!("at most {length} messages, then {}", overflow_text(config))));
     config.max_bytes.into_iter().for_each(|bytes| say(true, format!("at most {bytes} bytes, then {}", overflow_text(config))));
     config.expires_ms.into_iter().for_each(|ms| say(true, format!("deleted when unused for {ms} ms")));
+    config.dedup_window_ms.into_iter().for_each(|ms| say(true, format!("recognises message ids for {ms} ms")));
     say(config.key_ordered, "ordered by key".into());
     say(config.single_active, "one active consumer".into());
     say(config.exclusive, "exclusive".into());
@@ -518,6 +523,7 @@ fn queue_json(info: &QueueInfo) -> Value {
         "max_length": config.max_length,
         "max_bytes": config.max_bytes,
         "expires_ms": config.expires_ms,
+        "dedup_window_ms": config.dedup_window_ms,
         "from_last": config.from_last,
         "overflow": overflow_text(config),
         "key_ordered": config.key_ordered,
@@ -644,7 +650,7 @@ mod tests {
     #[test]
     fn every_setting_has_a_flag() {
         let flags = "--ack-timeout-ms 500 --delivery-limit 3 --dead-letter dead --backoff exponential:100..10000 --priorities 10 --ttl-ms none \
-                     --max-length 7 --max-bytes 8 --expires-ms 9000 --overflow redirect:rest --key-ordered --single-active true --exclusive --rate 5 --filter a=1 --drop-acked";
+                     --max-length 7 --max-bytes 8 --expires-ms 9000 --dedup-window-ms 77 --overflow redirect:rest --key-ordered --single-active true --exclusive --rate 5 --filter a=1 --drop-acked";
         let expected = QueueConfig {
             from_beginning: true,
             drop_acked: true,
@@ -666,7 +672,7 @@ mod tests {
             max_bytes: Some(8),
             expires_ms: Some(9_000),
             from_last: None,
-            dedup_window_ms: None,
+            dedup_window_ms: Some(77),
         };
         assert_eq!(configured(flags), Ok(expected));
         let unchanged = configured("").unwrap();

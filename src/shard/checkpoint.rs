@@ -12,11 +12,14 @@ use ringmain_wire::{Offset, PartitionId, TopicId};
 use super::catalog::{Catalog, CatalogChange};
 use super::group::Groups;
 use super::group::persist::offset_piece;
+use super::message_ids::MESSAGE_ID_MAX_BYTES;
 use super::partition::{Partition, PartitionTable};
 use super::queue::QueueTable;
 use super::queue::catalog::QueuePiece;
 use super::queue::persist::{self, CursorPlace};
-use super::state_record::{AbortedPiece, BatchPiece, PartitionPiece, ProducerPiece, StateRecord, TopicPiece};
+use super::state_record::{
+    AbortedPiece, BatchPiece, KnownIdsPiece, MessageIdPiece, PartitionPiece, ProducerPiece, StateRecord, TopicPiece,
+};
 use super::transaction::Coordinator;
 use crate::request::queue::QueueId;
 
@@ -28,6 +31,8 @@ const TOPIC_PARTITIONS_PER_PIECE: usize = 8192;
 const PARTITION_PIECE_BYTES: usize = 28;
 const PLACE_BYTES: usize = 6;
 const ABORTED_BYTES: usize = 32;
+/// With the longest id.
+const MESSAGE_ID_BYTES: usize = 24 + MESSAGE_ID_MAX_BYTES;
 /// Records of groups in one step.
 const GROUP_RECORDS_PER_STEP: usize = 256;
 
@@ -55,6 +60,8 @@ pub enum Cursor {
     Queues { from: QueueId },
     /// Cursors of queues, from this one on.
     Cursors(CursorPlace),
+    /// Message ids, from this partition and place on; the first of the partition or not.
+    MessageIds { from: PartitionId, at: Option<u64> },
     /// Everything is in the log.
     Done,
 }
@@ -92,10 +99,29 @@ pub fn next_piece(cursor: &Cursor, source: Source<'_>) -> (Vec<StateRecord>, Cur
         Cursor::Queues { from } => queues(*from, source),
         Cursor::Cursors(place) => match persist::next_pieces(source.queues, place, PIECE_BYTES) {
             (records, Some(next)) => (records, Cursor::Cursors(next)),
-            (records, None) => (records, Cursor::Done),
+            (records, None) => (records, Cursor::MessageIds { from: PartitionId(0), at: None }),
         },
+        Cursor::MessageIds { from, at } => message_ids(*from, *at, source),
         Cursor::Done => (Vec::new(), Cursor::Done),
     }
+}
+
+fn message_ids(mut from: PartitionId, at: Option<u64>, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
+    for _ in 0..PARTITIONS_PER_STEP {
+        let Some(partition) = source.partitions.next_from(from) else { return (Vec::new(), Cursor::Done) };
+        let at = at.filter(|_| partition.id == from);
+        if let Some(known) = partition.message_ids.as_deref() {
+            let (first, entries) = known.entries_from(at.unwrap_or(0));
+            let ids: Vec<MessageIdPiece> = entries.take(PIECE_BYTES / MESSAGE_ID_BYTES).collect();
+            if !ids.is_empty() || at.is_none() {
+                let next = first + ids.len() as u64;
+                let piece = KnownIdsPiece { partition: partition.id.0, is_first: at.is_none(), ids };
+                return (vec![StateRecord::KnownIds(Box::new(piece))], Cursor::MessageIds { from: partition.id, at: Some(next) });
+            }
+        }
+        from = PartitionId(partition.id.0 + 1);
+    }
+    (Vec::new(), Cursor::MessageIds { from, at: None })
 }
 
 fn queues(mut from: QueueId, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {

@@ -33,6 +33,8 @@ pub struct Counters {
     pub waiting_acks: u64,
     /// Idempotent producers remembered now, over all partitions.
     pub producers: u64,
+    /// Message ids remembered now, over all partitions.
+    pub message_ids: u64,
     /// Transactions open in partitions now.
     pub transactions_open: u64,
     /// Aborted transactions remembered now, over all partitions.

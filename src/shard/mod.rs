@@ -17,7 +17,7 @@
 //! | `catalog`, `topics` | topics and partitions as a pure state machine; shard 0 decides, all apply |
 //! | `group` | consumer groups and the offsets they committed |
 //! | `queue` | queues: cursors over partitions |
-//! | `producer_state` | what idempotent producers sent last |
+//! | `producer_state`, `message_ids` | what idempotent producers sent last; messages recognised by their ids |
 //! | `transaction`, `participant` | transactions: coordinating them, taking part in them |
 //! | `state_record`, `checkpoint`, `recovery` | what goes into the log for the next start, and back |
 //! | `background` | retention, expiry, checkpoints and the stop, in bounded steps |
@@ -30,6 +30,7 @@ mod counters;
 mod fetch;
 mod group;
 mod id_table;
+mod message_ids;
 mod participant;
 mod partition;
 mod produce;
@@ -368,6 +369,7 @@ impl Shard {
         let mut counters = Counters::default();
         for partition in recovery.partitions.iter() {
             counters.producers += partition.producers.as_ref().map_or(0, |table| table.len() as u64);
+            counters.message_ids += partition.message_ids.as_ref().map_or(0, |ids| ids.len() as u64);
             let (open, aborted) = partition.transactions.as_ref().map_or((0, 0), |transactions| transactions.counts());
             counters.transactions_open += open as u64;
             counters.transactions_aborted += aborted as u64;

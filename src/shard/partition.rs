@@ -4,6 +4,7 @@ use ringmain_wire::control::Durability;
 use ringmain_wire::{Offset, PartitionId};
 
 use super::id_table::IdTable;
+use super::message_ids::MessageIds;
 use super::participant::PartitionTransactions;
 use super::producer_state::ProducerTable;
 use crate::request::PartitionConfig;
@@ -44,6 +45,8 @@ pub struct Partition {
     pub appended_bytes: u64,
     /// Idempotent producers; `None` until there is one.
     pub producers: Option<Box<ProducerTable>>,
+    /// What it recognises messages by; `None` while no queue asks for that.
+    pub message_ids: Option<Box<MessageIds>>,
     /// Open and aborted transactions; `None` until there is one.
     pub transactions: Option<Box<PartitionTransactions>>,
 }
@@ -69,6 +72,7 @@ impl Partition {
             reserve_at: Offset(0),
             appended_bytes: 0,
             producers: None,
+            message_ids: None,
             transactions: None,
         };
         partition.plan_reservation();

@@ -4,6 +4,7 @@ use ringmain_wire::control::Durability;
 use ringmain_wire::frame::{self, HEADER_BYTES, Identity, KAFKA_CHECKED_FROM, flags};
 use ringmain_wire::{ErrorCode, Format, Frame, FrameHeader, Offset, PartitionId, ProducerId, record};
 
+use super::message_ids::{self, Recognised};
 use super::participant::Admission;
 use super::partition::{NONE, RESERVED_AHEAD};
 use super::producer_state::{Batch, ProducerTable, Verdict};
@@ -95,6 +96,19 @@ impl Shard {
                 }
             }
         }
+        let ids = match self.recognise(id, frame, now) {
+            Ok(None) => Vec::new(),
+            Ok(Some(Recognised::New(ids))) => ids,
+            Ok(Some(Recognised::Stored(base))) => return self.acknowledge_known(origin, id, base, header.record_count, idempotent, now),
+            Ok(Some(Recognised::Mixed { index, offset })) => {
+                self.fail(origin, message_ids::mixed(index, offset));
+                return Ok(());
+            }
+            Err(failure) => {
+                self.fail(origin, failure);
+                return Ok(());
+            }
+        };
         if self.partitions.get(id).is_some_and(|partition| partition.config.append_time) {
             let stamped = match Format::from_number(header.format) {
                 Some(Format::Kafka) => stamped_batch(frame, now.wall_ms),
@@ -107,12 +121,21 @@ impl Shard {
                 self.fail(origin, failure);
                 return Ok(());
             };
-            return self.append(origin, id, &Frame::of_parts(header, &body), idempotent, now);
+            return self.append(origin, id, &Frame::of_parts(header, &body), idempotent, &ids, now);
         }
-        self.append(origin, id, frame, idempotent, now)
+        self.append(origin, id, frame, idempotent, &ids, now)
     }
 
-    fn append(&mut self, origin: Origin, id: PartitionId, frame: &Frame<'_>, idempotent: Option<Batch>, now: Now) -> Result<(), Busy> {
+    /// `ids`: message ids by index of the record, where they are to be remembered.
+    fn append(
+        &mut self,
+        origin: Origin,
+        id: PartitionId,
+        frame: &Frame<'_>,
+        idempotent: Option<Batch>,
+        ids: &[(u32, Vec<u8>)],
+        now: Now,
+    ) -> Result<(), Busy> {
         let record_count = frame.header.producer.record_count;
         let next_offset = self.partitions.get(id).map_or(Offset(0), |partition| partition.next_offset);
         let end = next_offset.plus(u64::from(record_count));
@@ -125,6 +148,9 @@ impl Shard {
             Ok(redirects) => redirects,
             Err(error) => return self.append_failed(origin, error),
         };
+        if let Err(error) = self.log_message_ids(id, next_offset, frame, ids, now) {
+            return self.append_failed(origin, error);
+        }
         let Some(partition) = self.partitions.get_mut(id) else { return Ok(()) };
         let appended = self.log.append(Append {
             frame: *frame,
@@ -175,6 +201,9 @@ impl Shard {
                 self.acks_on_flush.push(sequence, now.wall_ms, origin, next_offset, false, redirected);
                 self.advances_on_flush.push(sequence, id, end);
             }
+        }
+        if !ids.is_empty() {
+            self.remember_ids(id, next_offset, ids, now);
         }
         if let Some(batch) = idempotent {
             self.remember(id, batch, next_offset, now);
@@ -230,7 +259,7 @@ impl Shard {
         Ok(verdict)
     }
 
-    fn remember(&mut self, id: PartitionId, batch: Batch, base_offset: Offset, now: Now) {
+    pub(super) fn remember(&mut self, id: PartitionId, batch: Batch, base_offset: Offset, now: Now) {
         let Some(partition) = self.partitions.get_mut(id) else { return };
         let table = partition.producers.get_or_insert_default();
         let before = table.len();
@@ -242,7 +271,7 @@ impl Shard {
     }
 
     /// The original may still be on its way to the disk: then its duplicate waits as long.
-    fn acknowledge_duplicate(&mut self, origin: Origin, id: PartitionId, base_offset: Offset, record_count: u32, now: Now) {
+    pub(super) fn acknowledge_duplicate(&mut self, origin: Origin, id: PartitionId, base_offset: Offset, record_count: u32, now: Now) {
         self.counters.duplicates += 1;
         let readable = self.partitions.get(id).map_or(Offset(0), |partition| partition.high_watermark);
         let end = base_offset.plus(u64::from(record_count));

@@ -6,6 +6,7 @@ use ringmain_wire::{DEFAULT_MAX_MESSAGE_BYTES, FrameHeader, MAX_MESSAGE_BYTES_LI
 
 use super::catalog::Catalog;
 use super::group::{Groups, Incoming};
+use super::message_ids;
 use super::participant::Aborted;
 use super::partition::{Partition, PartitionTable};
 use super::producer_state::{Batch, Stored};
@@ -97,6 +98,9 @@ impl Recovery {
         let (producer_id, base_offset) = (ProducerId(producer.producer_id), Offset(broker.base_offset));
         let partition = self.partition(producer.partition);
         partition.next_offset = Offset(broker.base_offset + u64::from(producer.record_count));
+        if let Some(ids) = partition.message_ids.as_deref_mut() {
+            ids.arrived(broker.base_offset, producer.body_crc);
+        }
         if is_marker {
             let table = partition.producers.get_or_insert_default();
             if let Some(first) = table.end_transaction(producer_id, producer.producer_epoch, broker.append_time_ms) {
@@ -139,6 +143,13 @@ impl Recovery {
                 for piece in pieces {
                     self.catalog.put(ringmain_wire::TopicId(piece.topic), &piece.name, &piece.config, piece.first_index, &piece.partitions);
                 }
+            }
+            StateRecord::MessageIds(piece) => self.partition(piece.partition).message_ids.get_or_insert_default().announce(piece),
+            StateRecord::KnownIds(piece) => self.partition(piece.partition).message_ids.get_or_insert_default().restore(&piece),
+            StateRecord::ProducerAdvanced(piece) => {
+                let limit = self.producers_per_partition_max;
+                let table = self.partition(piece.partition).producers.get_or_insert_default();
+                table.record(message_ids::advanced(&piece), Offset(piece.base_offset), piece.time_ms, limit);
             }
             StateRecord::Partitions(pieces) => pieces.into_iter().for_each(|piece| self.piece(piece)),
             StateRecord::Producers { partition, producers } => self.producers(partition, producers),

@@ -156,6 +156,68 @@ pub enum StateRecord {
     QueueList(Vec<QueuePiece>),
     /// Messages of a queue that go to another topic, because it was full when they came. Logged before them: it counts when they are there.
     QueueRedirected(Box<QueueRedirectedPiece>),
+    /// Message ids of a batch. Logged before it: they count when it is there.
+    MessageIds(Box<MessageIdsPiece>),
+    /// Checkpoint: some of the message ids that a partition remembers, in the order in which they came.
+    KnownIds(Box<KnownIdsPiece>),
+    /// A batch of an idempotent producer that wasn't stored, because its messages were already.
+    ProducerAdvanced(Box<ProducerAdvancedPiece>),
+}
+
+/// Message ids of a batch that comes next.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct MessageIdsPiece {
+    /// Where.
+    pub partition: u32,
+    /// Its first offset …
+    pub base: u64,
+    /// … and its checksum.
+    pub body_crc: u32,
+    /// When it came, ms since the Unix epoch.
+    pub time_ms: i64,
+    /// Index of the record, id.
+    pub ids: Vec<(u32, Vec<u8>)>,
+}
+
+/// Some of the message ids that a partition remembers.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct KnownIdsPiece {
+    /// Where.
+    pub partition: u32,
+    /// What was said before is void.
+    pub is_first: bool,
+    /// They.
+    pub ids: Vec<MessageIdPiece>,
+}
+
+/// A message id.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct MessageIdPiece {
+    /// As published.
+    pub id: Vec<u8>,
+    /// Of its message.
+    pub offset: u64,
+    /// When that came, ms since the Unix epoch.
+    pub time_ms: i64,
+}
+
+/// A batch of an idempotent producer that wasn't stored.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProducerAdvancedPiece {
+    /// Where.
+    pub partition: u32,
+    /// Whose.
+    pub producer_id: i64,
+    /// Its epoch.
+    pub epoch: u16,
+    /// Sequence of its first record.
+    pub first_sequence: i32,
+    /// Its records.
+    pub record_count: u32,
+    /// Where they had been stored.
+    pub base_offset: u64,
+    /// When it came, ms since the Unix epoch.
+    pub time_ms: i64,
 }
 
 /// Messages that found a queue full.

@@ -222,6 +222,20 @@ impl Rig {
         self.answers.remove(&request).unwrap()
     }
 
+    /// `None` = the power went before.
+    pub(super) fn answer_unless_cut(&mut self, request: u64) -> Option<Reply> {
+        for _ in 0..TURNS_MAX {
+            match self.answers.remove(&request) {
+                // A fenced shard's word: it may be stored or not.
+                Some(Reply::Failed(_)) if self.disk.is_cut() => return None,
+                Some(reply) => return Some(reply),
+                None if self.disk.is_cut() => return None,
+                None => self.turn(),
+            }
+        }
+        panic!("no answer after {TURNS_MAX} turns");
+    }
+
     pub(super) fn ask(&mut self, request: &Request<'_>) -> Reply {
         let sent = self.send(request);
         self.answer(sent)
@@ -340,6 +354,7 @@ impl Rig {
                 next_offset: partition.next_offset.0,
                 reserved_end: partition.reserved_end_logged.0,
                 producers: producers.map(|(id, state)| (id.0, state.epoch, state.last_append_ms, state.stored().to_vec())).collect(),
+                message_ids: partition.message_ids.as_deref().map(message_ids::MessageIds::summary).unwrap_or_default(),
             }
         });
         Summary {
@@ -368,6 +383,7 @@ struct PartitionSummary {
     next_offset: u64,
     reserved_end: u64,
     producers: Vec<(i64, u16, i64, Vec<producer_state::Stored>)>,
+    message_ids: Vec<(Vec<u8>, u64, i64)>,
 }
 
 pub(super) fn start() -> Now {
@@ -1662,6 +1678,30 @@ fn state_records_keep_their_bytes() {
         StateRecord::QueueRedirected(Box::new(state_record::QueueRedirectedPiece { queue, partition, from: 3, ranges: vec![(4, 6)] })),
     ];
     assert_eq!(layout_of(&records), QUEUE_RECORDS_V2, "the layout has changed: it needs a new version");
+    let records = [
+        StateRecord::MessageIds(Box::new(state_record::MessageIdsPiece {
+            partition,
+            base: 7,
+            body_crc: 8,
+            time_ms: 9,
+            ids: vec![(0, b"id".to_vec())],
+        })),
+        StateRecord::KnownIds(Box::new(state_record::KnownIdsPiece {
+            partition,
+            is_first: true,
+            ids: vec![state_record::MessageIdPiece { id: b"id".to_vec(), offset: 7, time_ms: 9 }],
+        })),
+        StateRecord::ProducerAdvanced(Box::new(state_record::ProducerAdvancedPiece {
+            partition,
+            producer_id: 1,
+            epoch: 2,
+            first_sequence: 3,
+            record_count: 4,
+            base_offset: 5,
+            time_ms: 6,
+        })),
+    ];
+    assert_eq!(layout_of(&records), MESSAGE_ID_RECORDS_V1, "the layout has changed: it needs a new version");
 }
 
 /// The settings that a queue had by default when they were first logged.
@@ -1701,6 +1741,8 @@ fn layout_of(records: &[StateRecord]) -> (usize, u32) {
 const QUEUE_RECORDS_V1: (usize, u32) = (966, 1_353_097_280);
 /// … of those that came later.
 const QUEUE_RECORDS_V2: (usize, u32) = (503, 2_060_397_562);
+/// … of message ids.
+const MESSAGE_ID_RECORDS_V1: (usize, u32) = (300, 1_778_922_610);
 /// Length and CRC32C of the records above, one after the other.
 const STATE_RECORDS_V1: (usize, u32) = (2_113, 1_201_410_856);
 

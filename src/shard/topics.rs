@@ -162,6 +162,7 @@ impl Shard {
         ended.into_iter().for_each(|origin| self.reply(origin, Reply::Watched { is_due: true }));
         let Some(partition) = self.partitions.remove(id) else { return };
         self.counters.producers -= partition.producers.map_or(0, |table| table.len() as u64);
+        self.counters.message_ids -= partition.message_ids.map_or(0, |ids| ids.len() as u64);
         let (open, aborted) = partition.transactions.map_or((0, 0), |transactions| transactions.counts());
         self.counters.transactions_open -= open as u64;
         self.counters.transactions_aborted -= aborted as u64;

@@ -559,3 +559,50 @@ fn queue_bench_prints_the_promised_json_and_verifies() {
         assert!(report["messages"].as_u64().unwrap() >= 2_000 && report["latency_us"]["p99"].as_f64().is_some(), "{report}");
     }
 }
+
+#[test]
+fn publishers_are_told_what_was_redirected_and_messages_are_recognised() {
+    let mut broker = start("told");
+    let client = broker.client();
+    create(&client, "over", 1, QueueConfig::default());
+    broker.run(&["queue", "create", "line", "--max-length", "3", "--overflow", "redirect:over"]);
+    assert_eq!(text(broker.run_with_input(&["produce", "line"], b"a\nb\nc\nd\ne\n")), "acknowledged=5 redirected=2\n");
+    let told = json(&broker.run_with_input(&["produce", "line", "--format", "json"], b"f\n"));
+    assert_eq!((&told["acknowledged"], &told["redirected"]), (&1.into(), &1.into()));
+    let mut consumer = consumer(&client, "over", 10);
+    assert_eq!([0; 3].map(|_| value(&next(&mut consumer))), ["d", "e", "f"]);
+
+    broker.run(&["queue", "create", "once", "--dedup-window-ms", "600000"]);
+    let publish = |broker: &Broker, lines: &[u8]| broker.run_with_input(&["produce", "once", "--message-id", "line"], lines);
+    publish(&broker, b"a\nb\nc\n");
+    assert_eq!(text(publish(&broker, b"b\nc\nd\n")), "acknowledged=3\n");
+    broker.kill();
+    broker.restart();
+    publish(&broker, b"a\nd\n");
+    assert_eq!(state(&broker.client(), "once").enqueued, 4);
+    broker.run(&["queue", "create", "last", "--topic", "once", "--from-last", "1"]);
+    assert_eq!(text(broker.run(&["consume", "--queue", "last", "--ack", "--exit-at-end", "--print", "%v\\n"])), "d\n");
+}
+
+#[test]
+fn a_queue_that_nobody_uses_is_gone_on_every_shard() {
+    let broker = start("unused");
+    let client = broker.client();
+    create(&client, "mine", 4, QueueConfig { expires_ms: Some(1_000), exclusive: true, ..QueueConfig::default() });
+    let mut consumer = consumer(&client, "mine", 10);
+    let is_there = || !client.queues(Some(&["mine"])).unwrap().queues.is_empty();
+    publish(&client, "mine", [Outgoing::new(b"a")]);
+    next(&mut consumer);
+    // As long as it has a consumer it stays, however quiet that is.
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_millis(1_500) {
+        assert!(consumer.recv(Duration::from_millis(100)).unwrap().is_none() && is_there());
+    }
+    drop(consumer);
+    let deadline = Instant::now() + PATIENCE;
+    while is_there() {
+        assert!(Instant::now() < deadline, "still there");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(client.topic_map("mine").is_ok(), "its topic stays");
+}

@@ -77,6 +77,8 @@ pub struct FakeBroker {
     pub refuse_one_in: u64,
     /// One in so many is refused for good; 0 = none.
     pub refuse_for_good_one_in: u64,
+    /// One in so many batches is said to hold messages that are stored already, and others; 0 = none.
+    pub mixed_one_in: u64,
     /// The acknowledgements of a burst come in a random order.
     pub shuffle: bool,
     /// Fetches are never answered.
@@ -110,6 +112,7 @@ impl FakeBroker {
             append_time_ms: 5_000,
             refuse_one_in: 0,
             refuse_for_good_one_in: 0,
+            mixed_one_in: 0,
             shuffle: false,
             hold_fetches: false,
             random: Random::new(seed),
@@ -296,6 +299,9 @@ impl FakeBroker {
                 } else {
                     ErrorCode::OutOfOrderSequence
                 });
+            }
+            if producer.record_count > 1 && self.random.one_in(self.mixed_one_in) {
+                return Err(ErrorCode::KnownMessages);
             }
             state.next_sequence += producer.record_count as i32;
             state.recent.push((producer.sequence, producer.record_count, partition.end));

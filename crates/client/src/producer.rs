@@ -17,7 +17,7 @@ use ringmain_wire::frame::{HEADER_BYTES, Identity, flags};
 use ringmain_wire::murmur2::partition_for_key;
 use ringmain_wire::queue::QueueHeaders;
 use ringmain_wire::record::BATCH_PREFIX_BYTES;
-use ringmain_wire::{ErrorCode, Op, PartitionId, ProducerId, RecordBatchBuilder};
+use ringmain_wire::{ErrorCode, Frame, Op, PartitionId, ProducerId, RecordBatchBuilder, Records};
 
 use crate::error::{BrokerError, ConnectionError, DeliveryError, FlushError, ProducerEnd, SendError};
 use crate::links::{Action, LinkConfig, Links, Machine, TopicMap};
@@ -205,6 +205,9 @@ struct Partition {
     /// Number of the first batch in `batches`.
     first_batch: u64,
     in_flight: usize,
+    /// Bytes that came and went as batches were split, and aren't counted yet.
+    grown_bytes: usize,
+    shrunk_bytes: usize,
     /// Where the batches in flight went.
     sent_port: u16,
     /// Something must be sent again: wait for what is in flight, then begin at the first batch.
@@ -239,6 +242,8 @@ struct Batch {
     sent_first: bool,
     /// Some attempt went without an answer.
     ambiguous: bool,
+    /// Some of its messages are stored already: they are sent one by one.
+    splits: bool,
 }
 
 #[derive(Debug)]
@@ -447,6 +452,8 @@ impl ProducerMachine {
     /// Reports the finished batches at the front of a partition and forgets them.
     fn settle(&mut self, index: u32) {
         let partition = &mut self.partitions[index as usize];
+        self.buffered_bytes += std::mem::take(&mut partition.grown_bytes);
+        self.buffered_bytes -= std::mem::take(&mut partition.shrunk_bytes);
         while partition.batches.front().is_some_and(Batch::is_done) {
             let Some(Batch { mut builder, first_number, state: BatchState::Done(result), .. }) = partition.batches.pop_front() else {
                 break;
@@ -570,6 +577,10 @@ impl ProducerMachine {
                 batch.state = BatchState::Done(Ok(Stored { base_offset: None, append_time_ms: -1, duplicate: true, redirected: 0 }));
                 self.settle(index);
             }
+            ErrorCode::KnownMessages if batch.builder.record_count() > 1 => {
+                (batch.state, batch.splits) = (BatchState::Waiting, true);
+                partition.rewind = true;
+            }
             // A batch behind one that wasn't stored: refused for its gap, sent again after it.
             ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducer if idempotent && !batch.sent_first => {
                 batch.state = BatchState::Waiting;
@@ -670,7 +681,17 @@ impl Partition {
     fn close_open(&mut self) -> bool {
         let Some(Open { builder, opened_at, first_number, flags, .. }) = self.open.take() else { return false };
         let (sequence, state) = (None, BatchState::Waiting);
-        self.batches.push_back(Batch { builder, opened_at, first_number, flags, sequence, state, sent_first: false, ambiguous: false });
+        self.batches.push_back(Batch {
+            builder,
+            opened_at,
+            first_number,
+            flags,
+            sequence,
+            state,
+            sent_first: false,
+            ambiguous: false,
+            splits: false,
+        });
         true
     }
 
@@ -704,6 +725,7 @@ impl Partition {
         self.rewind = false;
         self.retry_at = None;
         self.unsent_from = 0;
+        self.split();
         if let Some(refused) = self.renumber_from.take() {
             let first = self.batches.iter().find(|batch| !batch.is_done()).and_then(|batch| batch.sequence);
             let mut sequence = first.filter(|first| sequence_is_before(*first, refused)).unwrap_or(refused);
@@ -712,6 +734,44 @@ impl Partition {
                 sequence = sequence_after(sequence, batch.builder.record_count());
             }
             self.next_sequence = sequence;
+        }
+    }
+
+    /// Every record of a batch that is to be split becomes a batch of its own.
+    fn split(&mut self) {
+        while let Some(at) = self.batches.iter().position(|batch| batch.splits) {
+            let Some(mut whole) = self.batches.remove(at) else { return };
+            whole.splits = false;
+            let bytes = whole.builder.finish(Identity::plain(PartitionId(0)));
+            let records = Frame::parse(bytes).ok().and_then(|frame| {
+                let records = Records::new(frame.body(), frame.header.producer.record_count).ok()?;
+                records.collect::<Result<Vec<_>, _>>().ok()
+            });
+            let mut singles = Vec::new();
+            for (index, record) in (0..).zip(records.unwrap_or_default()) {
+                let mut builder = RecordBatchBuilder::new();
+                builder.push(record.timestamp_ms, record.key, record.value, record.headers);
+                self.grown_bytes += builder.frame_bytes();
+                let sequence = whole.sequence.map(|first| if index == 0 { first } else { sequence_after(first, index) });
+                let (first_number, opened_at, flags, ambiguous) =
+                    (whole.first_number + u64::from(index), whole.opened_at, whole.flags, whole.ambiguous);
+                let state = BatchState::Waiting;
+                singles.push(Batch {
+                    builder,
+                    opened_at,
+                    first_number,
+                    flags,
+                    sequence,
+                    state,
+                    sent_first: false,
+                    ambiguous,
+                    splits: false,
+                });
+            }
+            self.shrunk_bytes += whole.builder.frame_bytes();
+            for single in singles.into_iter().rev() {
+                self.batches.insert(at, single);
+            }
         }
     }
 

@@ -128,6 +128,8 @@ codes! {
     QueueInUse = 53, true, "the queue is exclusive and has a consumer";
     /// The filter doesn't parse.
     InvalidFilter = 54, false, "the filter is no valid expression";
+    /// Some messages of a batch are stored already, by their ids, and others aren't.
+    KnownMessages = 55, false, "some messages of the batch were stored before; send them one by one";
 }
 
 impl fmt::Display for ErrorCode {

@@ -283,8 +283,8 @@ fn check_config(config: &QueueConfig) -> Result<(), Failure> {
     if let Some(ms) = config.expires_ms.filter(|ms| *ms < EXPIRES_LEAST_MS) {
         return invalid(format!("a queue that expires after {ms} ms; at least {EXPIRES_LEAST_MS} are needed for consumers to come back"));
     }
-    if config.dedup_window_ms.is_some() {
-        return invalid("this build doesn't recognise messages by their ids; leave the window out".into());
+    if config.dedup_window_ms == Some(0) {
+        return invalid("a window of 0 ms recognises nothing; leave it out".into());
     }
     if (config.overflow == Overflow::Redirect) != config.redirect.is_some() {
         return invalid("to redirect what is too much takes a topic, and a topic to redirect to takes that rule".into());

@@ -211,6 +211,11 @@ impl QueueTable {
         self.of_partition(partition).map(|slot| slot.cursor.redirected_in(start, end)).max().unwrap_or(0)
     }
 
+    /// The longest time for which a queue over the partition wants messages recognised by their ids.
+    pub fn dedup_window_ms(&self, partition: PartitionId) -> Option<u64> {
+        self.of_partition(partition).filter_map(|slot| slot.cursor.config().dedup_window_ms).max()
+    }
+
     /// Cursors, things they remember, receives that wait, deliveries, settlements; for metrics.
     pub fn counts(&self) -> (usize, usize, usize, u64, u64) {
         (self.index.len(), self.entries, self.waiting, self.delivered, self.settled)

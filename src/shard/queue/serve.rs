@@ -149,6 +149,7 @@ impl Shard {
             self.add_cursors(queue.queue, &topic.partitions, queue.config.from_beginning, now);
         }
         self.saved_cursors = persist::SavedCursors::default();
+        self.partitions.ids().into_iter().for_each(|partition| self.set_dedup_window(partition));
     }
 
     /// A queue is new, or has other settings.
@@ -174,6 +175,7 @@ impl Shard {
             }
         }
         self.add_cursors(queue, partitions, piece.config.from_beginning, now);
+        partitions.iter().for_each(|place| self.set_dedup_window(PartitionId(place.partition)));
     }
 
     /// A topic has more partitions: its queues read them from their beginning.
@@ -184,6 +186,7 @@ impl Shard {
             queues.push(*queue);
         }
         queues.into_iter().for_each(|queue| self.add_cursors(queue, partitions, true, now));
+        partitions.iter().for_each(|place| self.set_dedup_window(PartitionId(place.partition)));
     }
 
     fn add_cursors(&mut self, queue: QueueId, partitions: &[PartitionPlace], from_beginning: bool, now: Now) {
@@ -254,6 +257,7 @@ impl Shard {
         {
             partition.has_queues = false;
         }
+        self.set_dedup_window(partition);
     }
 
     // ---- requests -------------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ fn producer_under_faults_neither_loses_nor_repeats_nor_reorders() {
         run.network.drop_one_in = [0, 40, 15][random.below(3) as usize];
         run.broker.refuse_one_in = [0, 10, 3][random.below(3) as usize];
         run.broker.shuffle = random.one_in(2);
+        run.broker.mixed_one_in = [0, 20, 3][random.below(3) as usize];
         for i in 0..400u64 {
             let value = format!("{i:0width$}", width = 1 + random.below(120) as usize).into_bytes();
             let key = random.below(9).to_string();

@@ -229,14 +229,15 @@ impl Message {
         ReplyTo::read(self.header(REPLY_TO)?, self.header(CORRELATION_ID)?)
     }
 
-    /// The same message to publish again, without what was said about its death, its delay and its time to live.
+    /// The same message to publish again, without what was said about its death, its delay and its time to live. Its message id becomes an
+    /// ordinary header, `message-id`: a topic that recognises messages by their ids would take it for the one that it was.
     pub fn again(&self) -> Outgoing<'_> {
         let view = self.view();
         let left_out =
             [name::DEAD_REASON, name::DEAD_QUEUE, name::DEAD_PLACE, name::DEAD_TIME, name::DEAD_COUNT, name::DUE_MS, name::TTL_MS];
         let mut outgoing = Outgoing { key: view.key, value: view.value, timestamp_ms: Some(view.timestamp_ms), ..Outgoing::default() };
         for (name, value) in headers(view.headers).map_while(|header| header).filter(|(name, _)| !left_out.contains(name)) {
-            outgoing.headers.push(name, value);
+            outgoing.headers.push(if name == name::MESSAGE_ID { ID_BEFORE } else { name }, value);
         }
         outgoing
     }
@@ -253,3 +254,6 @@ impl fmt::Debug for Message {
             .finish_non_exhaustive()
     }
 }
+
+/// What the id of a message is called once it is published again.
+const ID_BEFORE: &[u8] = b"message-id";
