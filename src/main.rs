@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         cli::Command::Sink(arguments) => cli::sink::run(&arguments, format),
         cli::Command::Group(arguments) => cli::group::run(arguments, format),
         cli::Command::Queue(arguments) => cli::queue::run(arguments, format),
+        cli::Command::Transaction(arguments) => cli::transaction::run(arguments, format),
         cli::Command::Request(arguments) => cli::request::request(&arguments, format),
         cli::Command::Reply(arguments) => cli::request::reply(&arguments),
         cli::Command::Bench(arguments) => cli::bench::run(arguments, format),

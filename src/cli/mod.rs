@@ -20,6 +20,7 @@ pub mod sink;
 pub mod status;
 mod timestamp;
 pub mod topic;
+pub mod transaction;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringmain_client::{CallError, Client};
@@ -51,6 +52,8 @@ pub enum Command {
     Group(group::GroupArguments),
     /// Create, list, describe, alter, empty and delete queues
     Queue(queue::QueueArguments),
+    /// List transactions, and abort one
+    Transaction(transaction::TransactionArguments),
     /// Send a request to a queue and print the answer
     Request(request::RequestArguments),
     /// Answer the requests of a queue

@@ -14,7 +14,8 @@ use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 use group::{GroupListing, GroupReply, GroupRequest};
 use queue::{Forward, QueueId, QueueReply, QueueRequest, Receive, Settle};
 use transaction::{
-    AbortedTransaction, ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
+    AbortedTransaction, ProducerDescription, ToCheck, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply,
+    TransactionRequest,
 };
 
 /// Two clocks, read once per turn of a core thread and passed down.
@@ -74,6 +75,8 @@ pub enum Request<'a> {
     ShardTransactions,
     /// Who has written to a partition.
     DescribeProducers { partition: PartitionId },
+    /// Open transactions to be decided.
+    ToCheck(Arc<ToCheck>),
     /// From one shard to another.
     CheckTransaction(TransactionCheck),
     /// From one shard to another.
@@ -200,6 +203,8 @@ pub enum Reply {
     Transaction(Box<TransactionReply>),
     /// For `ListTransactions` and `ShardTransactions`, in order of id.
     Transactions(Vec<TransactionListing>),
+    /// For `ToCheck`, the one that has waited longest first.
+    ToCheck(Vec<TransactionListing>),
     /// For `DescribeProducers`, in order of id.
     Producers(Vec<ProducerDescription>),
     /// A new idempotent producer.

@@ -7,6 +7,8 @@ use ringmain_wire::PartitionId;
 use ringmain_wire::queue::{QueueAnswer, QueueCall, QueueInfo, Settlement, name};
 use ringmain_wire::record::HeadersBuilder;
 
+use super::transaction::ProducerKey;
+
 /// Number of a queue; never reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueId(pub u32);
@@ -48,6 +50,8 @@ pub struct Settle {
     pub partition: PartitionId,
     /// Who received them.
     pub consumer: u32,
+    /// Acknowledged in this producer's transaction: they are *staged*, and settled if that is committed.
+    pub transaction: Option<ProducerKey>,
     /// In order.
     pub settlements: Vec<Settlement>,
 }

@@ -8,7 +8,8 @@
 //! Requests own what they name: none of this is on a message's way, and it crosses cores without a copy.
 
 use ringmain_wire::frame::flags;
-use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId};
+use ringmain_wire::transaction::CheckBack;
+use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 
 use super::group::Commit;
 
@@ -57,6 +58,8 @@ pub enum TransactionAction {
     Init {
         /// A transaction open for longer is aborted.
         timeout_ms: u32,
+        /// Who is asked about one that stays open.
+        check: Option<CheckBack>,
         /// The producer that asks for its own next epoch; `ProducerFenced` if it isn't the last.
         current: Option<ProducerKey>,
     },
@@ -90,9 +93,24 @@ pub enum TransactionAction {
         producer: ProducerKey,
         /// It takes effect; else it is aborted.
         commit: bool,
+        /// The epoch ends with the transaction → [`TransactionReply::Producer`] for the next one. Asking again gets the same answer.
+        renews: bool,
     },
     /// → [`TransactionReply::Description`], or `TransactionNotFound`.
     Describe,
+}
+
+/// Asks one shard for open transactions that somebody has to decide → `Reply::ToCheck` when there are some, or when the wait is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToCheck {
+    /// Of this group.
+    pub group: String,
+    /// Which shard.
+    pub shard: ShardId,
+    /// At most so many.
+    pub max: u32,
+    /// 0 = answer at once.
+    pub max_wait_ms: u32,
 }
 
 /// From the shard of a partition to the coordinator: may this producer write there now, as part of a transaction?
@@ -103,6 +121,8 @@ pub struct TransactionCheck {
     pub producer: ProducerKey,
     /// Where.
     pub partition: PartitionId,
+    /// The producer doesn't say by itself who takes part: the partition joins.
+    pub joins: bool,
 }
 
 /// From the coordinator to the shard of a partition that took part: the transaction is decided →

@@ -11,7 +11,7 @@ use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId, ShardId};
 use crate::request::group::{GroupListing, GroupReply, GroupRequest};
 use crate::request::queue::{Forward, QueueId, QueueReply, QueueRequest, Receive, Settle};
 use crate::request::transaction::{
-    ProducerDescription, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
+    ProducerDescription, ToCheck, TransactionCheck, TransactionListing, TransactionMarker, TransactionReply, TransactionRequest,
 };
 use crate::request::{Failure, Fetch, FetchData, Fetched, Origin, Reply, Request, Watch};
 use crate::shard::CatalogChange;
@@ -88,6 +88,8 @@ pub enum OwnedRequest {
     /// As in [`Request`].
     DescribeProducers { partition: PartitionId },
     /// As in [`Request`].
+    ToCheck(Arc<ToCheck>),
+    /// As in [`Request`].
     CheckTransaction(TransactionCheck),
     /// As in [`Request`].
     EndTransaction(TransactionMarker),
@@ -151,6 +153,7 @@ impl OwnedRequest {
             Request::Transaction(request) => OwnedRequest::Transaction(request.clone()),
             Request::ShardTransactions => OwnedRequest::ShardTransactions,
             Request::DescribeProducers { partition } => OwnedRequest::DescribeProducers { partition: *partition },
+            Request::ToCheck(ask) => OwnedRequest::ToCheck(ask.clone()),
             Request::CheckTransaction(check) => OwnedRequest::CheckTransaction(*check),
             Request::EndTransaction(marker) => OwnedRequest::EndTransaction(*marker),
             Request::ListTransactions => OwnedRequest::ListTransactions,
@@ -203,6 +206,7 @@ impl OwnedRequest {
             OwnedRequest::Transaction(request) => Request::Transaction(request.clone()),
             OwnedRequest::ShardTransactions => Request::ShardTransactions,
             OwnedRequest::DescribeProducers { partition } => Request::DescribeProducers { partition: *partition },
+            OwnedRequest::ToCheck(ask) => Request::ToCheck(ask.clone()),
             OwnedRequest::CheckTransaction(check) => Request::CheckTransaction(*check),
             OwnedRequest::EndTransaction(marker) => Request::EndTransaction(*marker),
             OwnedRequest::ListTransactions => Request::ListTransactions,
@@ -259,6 +263,8 @@ pub enum OwnedReply {
     /// As in [`Reply`].
     Transactions(Vec<TransactionListing>),
     /// As in [`Reply`].
+    ToCheck(Vec<TransactionListing>),
+    /// As in [`Reply`].
     Producers(Vec<ProducerDescription>),
     /// As in [`Reply`].
     Queue(Box<QueueReply>),
@@ -291,6 +297,7 @@ impl OwnedReply {
             Reply::Groups(groups) => OwnedReply::Groups(groups),
             Reply::Transaction(reply) => OwnedReply::Transaction(reply),
             Reply::Transactions(transactions) => OwnedReply::Transactions(transactions),
+            Reply::ToCheck(transactions) => OwnedReply::ToCheck(transactions),
             Reply::Producers(producers) => OwnedReply::Producers(producers),
             Reply::Queue(reply) => OwnedReply::Queue(reply),
             Reply::Failed(failure) => OwnedReply::Failed(failure),
@@ -321,6 +328,7 @@ impl OwnedReply {
             OwnedReply::Groups(groups) => Reply::Groups(groups),
             OwnedReply::Transaction(reply) => Reply::Transaction(reply),
             OwnedReply::Transactions(transactions) => Reply::Transactions(transactions),
+            OwnedReply::ToCheck(transactions) => Reply::ToCheck(transactions),
             OwnedReply::Producers(producers) => Reply::Producers(producers),
             OwnedReply::Queue(reply) => Reply::Queue(reply),
             OwnedReply::Failed(failure) => Reply::Failed(failure),

@@ -21,7 +21,7 @@ use ringmain_wire::{ErrorCode, PartitionId, ShardId};
 
 use crate::request::group::GroupListing;
 use crate::request::queue::{Forward, QueueReply, Receive};
-use crate::request::transaction::{TransactionAction, TransactionListing, slot_of_producer};
+use crate::request::transaction::{ToCheck, TransactionAction, TransactionListing, slot_of_producer};
 use crate::request::{Failure, Fetch, Now, Origin, Reply, Request, Watch};
 use crate::shard::{Busy, Catalog, CatalogChange, ShardEvent};
 use letter::{Answer, OwnedReply, OwnedRequest, Question};
@@ -212,6 +212,14 @@ impl Router {
                 self.catalog.coordinator(&asked.transactional_id)
             }
             Request::ListTransactions => return self.gather_transactions(origin, now),
+            Request::ToCheck(ask) => {
+                let shards = self.broker.core_of_shard.len();
+                if usize::from(ask.shard.0) >= shards {
+                    let message = format!("shard {} was asked for; there are {shards}, counted from 0", ask.shard);
+                    return Ok(Some(Reply::Failed(Failure::new(ErrorCode::InvalidArgument, message))));
+                }
+                ask.shard
+            }
             Request::Coordinators { ids } => {
                 return Ok(Some(Reply::Coordinators(ids.iter().map(|id| self.catalog.coordinator(id)).collect())));
             }
@@ -379,6 +387,11 @@ impl Router {
                 }
                 let (max_wait_ms, max_bytes) = (receive.max_wait_ms.min(limit_ms), receive.max_bytes.min(FETCH_AWAY_BYTES));
                 OwnedRequest::Receive(Receive { max_wait_ms, max_bytes, ..*receive })
+            }
+            Request::ToCheck(ask) => {
+                let limit_ms = if away.len() < WAITING_AWAY_MAX { WAIT_AWAY_MAX_MS } else { WAIT_SHORT_MS };
+                away.insert(origin);
+                OwnedRequest::ToCheck(Arc::new(ToCheck { max_wait_ms: ask.max_wait_ms.min(limit_ms), ..ToCheck::clone(ask) }))
             }
             Request::Group(asked) if asked.action.waits_for_others() => {
                 if away.len() >= WAITING_AWAY_MAX {

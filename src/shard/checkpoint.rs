@@ -317,15 +317,23 @@ fn aborted(mut from: PartitionId, mut marker: Offset, source: Source<'_>) -> (Ve
 }
 
 fn transactions(after: Option<&str>, source: Source<'_>) -> (Vec<StateRecord>, Cursor) {
-    let (mut pieces, mut bytes) = (Vec::new(), 0);
+    let (mut pieces, mut checks, mut bytes) = (Vec::new(), Vec::new(), 0);
     for piece in source.coordinator.pieces_after(after) {
+        if let Some(check) = source.coordinator.check_piece(&piece.transactional_id) {
+            bytes += 64 + check.transactional_id.len() + check.group.len();
+            checks.push(StateRecord::TransactionCheckBack(Box::new(check)));
+        }
         bytes += 96 + piece.transactional_id.len() + 4 * piece.partitions.len();
         bytes += piece.groups.iter().map(|group| 16 + group.len()).sum::<usize>();
         let after = piece.transactional_id.as_str().into();
         pieces.push(piece);
         if bytes >= PIECE_BYTES {
-            return (vec![StateRecord::Transactions(pieces)], Cursor::Transactions { after: Some(after) });
+            checks.push(StateRecord::Transactions(pieces));
+            return (checks, Cursor::Transactions { after: Some(after) });
         }
     }
-    (if pieces.is_empty() { Vec::new() } else { vec![StateRecord::Transactions(pieces)] }, Cursor::Queues { from: QueueId(0) })
+    if !pieces.is_empty() {
+        checks.push(StateRecord::Transactions(pieces));
+    }
+    (checks, Cursor::Queues { from: QueueId(0) })
 }

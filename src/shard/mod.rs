@@ -473,8 +473,9 @@ impl Shard {
             }
             Request::Group(request) => self.group_request(origin, request, now),
             Request::Transaction(request) => self.transaction_request(origin, request, now),
-            Request::CheckTransaction(check) => {
-                self.check_transaction(origin, check);
+            Request::CheckTransaction(check) => self.check_transaction(origin, check, now),
+            Request::ToCheck(ask) => {
+                self.transactions_to_check(origin, ask, now);
                 Ok(())
             }
             Request::EndTransaction(marker) => self.write_marker(origin, *marker, now),
@@ -527,6 +528,7 @@ impl Shard {
             self.take_wait(index);
         }
         self.watches.cancel(core, connection, generation);
+        self.coordinator.cancel_checks(core, connection, generation);
         let is_gone = |origin: &Origin| (origin.core, origin.connection, origin.generation) == (core, connection, generation);
         self.cold_waits.retain(|wait| !is_gone(&wait.origin));
         self.footer_waits.retain(|(_, wait)| !is_gone(&wait.origin()));
@@ -767,7 +769,7 @@ impl Shard {
                 Deferred::Answer { origin, .. }
                 | Deferred::DeletedBefore { origin, .. }
                 | Deferred::Marker { origin, .. }
-                | Deferred::Transaction { step: Step::Init { origin } | Step::Join { origin }, .. } => lost.push(origin),
+                | Deferred::Transaction { step: Step::Init { origin } | Step::Join { origin, .. }, .. } => lost.push(origin),
                 Deferred::Transaction { step: Step::Decide, .. }
                 | Deferred::Group { .. }
                 | Deferred::Reserved { .. }

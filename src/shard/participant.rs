@@ -2,18 +2,21 @@
 //!
 //! The first transactional batch of a producer in a partition waits (*parked*) until the coordinator has confirmed
 //! that the partition takes part; those that follow find the transaction open. So nothing is left open by a client
-//! that never told the coordinator, or told it to end meanwhile.
+//! that never told the coordinator, or told it to end meanwhile. A native producer's partition joins with that question.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use ringmain_wire::control::Durability;
 use ringmain_wire::marker::marker_frame;
-use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, ProducerId};
+use ringmain_wire::queue::Settlement;
+use ringmain_wire::{ErrorCode, Format, Frame, Offset, PartitionId, ProducerId};
 
 use super::partition::NONE;
 use super::transaction::Asked;
 use super::{Busy, DEFERRED_MAX, Deferred, Shard};
 use crate::log::Append;
+use crate::request::queue::Settle;
 use crate::request::transaction::{
     AbortedTransaction, ProducerDescription, ProducerKey, TransactionCheck, TransactionMarker, TransactionReply, slot_of_producer,
 };
@@ -137,12 +140,30 @@ impl PartitionTransactions {
     }
 }
 
-/// Batches of one producer for one partition that wait for the coordinator.
+/// Batches and acknowledgements of one producer for one partition that wait for the coordinator.
 #[derive(Debug)]
 struct Parked {
-    /// Whole frames, in the order they came.
-    batches: VecDeque<(Origin, Vec<u8>)>,
+    /// In the order they came.
+    batches: VecDeque<(Origin, Waiting)>,
+    /// The partition is to join the transaction by itself.
+    joins: bool,
     progress: Progress,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    /// A whole frame.
+    Batch(Vec<u8>),
+    Settle(Arc<Settle>),
+}
+
+impl Waiting {
+    fn len_bytes(&self) -> usize {
+        match self {
+            Waiting::Batch(frame) => frame.len(),
+            Waiting::Settle(settle) => settle.settlements.len() * Settlement::BYTES,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,25 +192,25 @@ impl ParkedBatches {
         self.retry_us
     }
 
-    fn push(&mut self, key: (PartitionId, ProducerKey), origin: Origin, frame: Vec<u8>) -> bool {
-        (self.count, self.bytes) = (self.count + 1, self.bytes + frame.len());
+    fn push(&mut self, key: (PartitionId, ProducerKey), origin: Origin, waiting: Waiting, joins: bool) -> bool {
+        (self.count, self.bytes) = (self.count + 1, self.bytes + waiting.len_bytes());
         let is_first = !self.waiting.contains_key(&key);
-        let parked = self.waiting.entry(key).or_insert_with(|| Parked { batches: VecDeque::new(), progress: Progress::Asked });
-        parked.batches.push_back((origin, frame));
+        let parked = self.waiting.entry(key).or_insert_with(|| Parked { batches: VecDeque::new(), joins, progress: Progress::Asked });
+        parked.batches.push_back((origin, waiting));
         is_first
     }
 
-    fn take(&mut self, key: &(PartitionId, ProducerKey)) -> VecDeque<(Origin, Vec<u8>)> {
+    fn take(&mut self, key: &(PartitionId, ProducerKey)) -> VecDeque<(Origin, Waiting)> {
         let batches = self.waiting.remove(key).map(|parked| parked.batches).unwrap_or_default();
         self.count -= batches.len();
-        self.bytes -= batches.iter().map(|(_, frame)| frame.len()).sum::<usize>();
+        self.bytes -= batches.iter().map(|(_, waiting)| waiting.len_bytes()).sum::<usize>();
         batches
     }
 
-    fn put_back(&mut self, key: (PartitionId, ProducerKey), batches: VecDeque<(Origin, Vec<u8>)>) {
+    fn put_back(&mut self, key: (PartitionId, ProducerKey), batches: VecDeque<(Origin, Waiting)>, joins: bool) {
         self.count += batches.len();
-        self.bytes += batches.iter().map(|(_, frame)| frame.len()).sum::<usize>();
-        self.waiting.insert(key, Parked { batches, progress: Progress::Confirmed });
+        self.bytes += batches.iter().map(|(_, waiting)| waiting.len_bytes()).sum::<usize>();
+        self.waiting.insert(key, Parked { batches, joins, progress: Progress::Confirmed });
     }
 }
 
@@ -239,17 +260,34 @@ impl Shard {
 
     /// Keeps a batch until the coordinator has answered.
     pub(super) fn park(&mut self, origin: Origin, id: PartitionId, producer: ProducerKey, frame: &Frame<'_>) {
-        let bytes = frame.len_bytes();
-        if self.parked.count >= PARKED_MAX || (self.parked.bytes + bytes > PARKED_BYTES_MAX && self.parked.count > 0) {
-            return self.fail(origin, Failure::new(ErrorCode::Overloaded, "too many first batches of transactions at once"));
-        }
-        if self.parked.push((id, producer), origin, frame.to_vec()) {
-            self.ask_coordinator(id, producer);
+        // Kafka's clients have told the coordinator before; ours leave it to the partition.
+        let joins = frame.header.producer.format != Format::Kafka as u8;
+        if self.has_room_to_park(origin, frame.len_bytes())
+            && self.parked.push((id, producer), origin, Waiting::Batch(frame.to_vec()), joins)
+        {
+            self.ask_coordinator(id, producer, joins);
         }
     }
 
-    fn ask_coordinator(&mut self, partition: PartitionId, producer: ProducerKey) {
-        let check = TransactionCheck { producer, partition };
+    /// The same for acknowledgements.
+    pub(super) fn park_settle(&mut self, origin: Origin, settle: &Arc<Settle>, producer: ProducerKey) {
+        let waiting = Waiting::Settle(settle.clone());
+        let is_kept = self.has_room_to_park(origin, waiting.len_bytes());
+        if is_kept && self.parked.push((settle.partition, producer), origin, waiting, true) {
+            self.ask_coordinator(settle.partition, producer, true);
+        }
+    }
+
+    fn has_room_to_park(&mut self, origin: Origin, bytes: usize) -> bool {
+        let is_full = self.parked.count >= PARKED_MAX || (self.parked.bytes + bytes > PARKED_BYTES_MAX && self.parked.count > 0);
+        if is_full {
+            self.fail(origin, Failure::new(ErrorCode::Overloaded, "too many first batches of transactions at once"));
+        }
+        !is_full
+    }
+
+    fn ask_coordinator(&mut self, partition: PartitionId, producer: ProducerKey, joins: bool) {
+        let check = TransactionCheck { producer, partition, joins };
         self.ask(Asked::Check { partition, producer }, Request::CheckTransaction(check));
     }
 
@@ -259,7 +297,8 @@ impl Shard {
         let Some(parked) = self.parked.waiting.get_mut(&key) else { return };
         if parked.progress == Progress::AskAgain {
             parked.progress = Progress::Asked;
-            return self.ask_coordinator(partition, producer);
+            let joins = parked.joins;
+            return self.ask_coordinator(partition, producer, joins);
         }
         let failure = match reply {
             Reply::Transaction(_) => return self.append_parked(key, now),
@@ -272,15 +311,23 @@ impl Shard {
     }
 
     fn append_parked(&mut self, key: (PartitionId, ProducerKey), now: Now) {
+        let joins = self.parked.waiting.get(&key).is_some_and(|parked| parked.joins);
         let mut batches = self.parked.take(&key);
-        while let Some((origin, bytes)) = batches.pop_front() {
+        while let Some((origin, waiting)) = batches.pop_front() {
+            let bytes = match waiting {
+                Waiting::Batch(bytes) => bytes,
+                Waiting::Settle(settle) => {
+                    self.stage_settled(origin, &settle, key.1, true, now);
+                    continue;
+                }
+            };
             let Ok(frame) = Frame::parse(&bytes) else {
                 self.fail(origin, ErrorCode::Internal.into());
                 continue;
             };
             if self.produce_batch(origin, &frame, true, now).is_err() {
-                batches.push_front((origin, bytes));
-                self.parked.put_back(key, batches);
+                batches.push_front((origin, Waiting::Batch(bytes)));
+                self.parked.put_back(key, batches, joins);
                 self.parked.retry_us = Some(now.monotonic_us + RETRY_US);
                 return;
             }
@@ -347,9 +394,14 @@ impl Shard {
                 return self.append_failed(origin, error);
             }
         }
+        let has_queues = self.partitions.get(id).is_some_and(|partition| partition.has_queues);
+        if has_queues && !self.decide_staged(id, producer, commit, now) {
+            return Err(Busy);
+        }
         self.recheck_parked(id, producer.id);
         let partition = self.partitions.get(id);
-        if partition.and_then(|partition| partition.transactions.as_deref()).is_some_and(PartitionTransactions::is_settling) {
+        let is_settling = partition.and_then(|partition| partition.transactions.as_deref()).is_some_and(PartitionTransactions::is_settling);
+        if is_settling || (has_queues && self.last_sequence > self.flushed) {
             // Also if there was nothing to end: the marker of an earlier attempt may still be on its way.
             self.deferred.push_back((self.last_sequence, Deferred::Marker { origin, partition: id }));
         } else {
@@ -397,11 +449,11 @@ impl Shard {
                 Progress::AskAgain => {}
                 Progress::Confirmed => {
                     parked.progress = Progress::Asked;
-                    confirmed.push(*key);
+                    confirmed.push((*key, parked.joins));
                 }
             }
         }
-        confirmed.into_iter().for_each(|(partition, producer)| self.ask_coordinator(partition, producer));
+        confirmed.into_iter().for_each(|((partition, producer), joins)| self.ask_coordinator(partition, producer, joins));
     }
 
     /// Commit groups up to `sequence` are durable: their markers count from now on.
@@ -410,7 +462,7 @@ impl Shard {
             if let Some(transactions) = partition.transactions.as_deref_mut() {
                 transactions.settle(sequence);
             }
-            if partition.waiting != NONE || self.watches.has(id) {
+            if partition.waiting != NONE || partition.has_queues || self.watches.has(id) {
                 self.woken.push(id);
             }
         }

@@ -138,7 +138,10 @@ impl Recovery {
             | StateRecord::QueueParts(_)
             | StateRecord::QueueSettled(_)
             | StateRecord::QueueRedirected(_)
-            | StateRecord::QueueMark(_) => self.queues.replay(record),
+            | StateRecord::QueueMark(_)
+            | StateRecord::QueueStaged(_)
+            | StateRecord::QueueUnstaged(_)
+            | StateRecord::QueueVoid(_) => self.queues.replay(record),
             StateRecord::Topics(pieces) => {
                 for piece in pieces {
                     self.catalog.put(ringmain_wire::TopicId(piece.topic), &piece.name, &piece.config, piece.first_index, &piece.partitions);
@@ -154,6 +157,7 @@ impl Recovery {
             StateRecord::Partitions(pieces) => pieces.into_iter().for_each(|piece| self.piece(piece)),
             StateRecord::Producers { partition, producers } => self.producers(partition, producers),
             StateRecord::Transaction(piece) => self.coordinator.replay(*piece),
+            StateRecord::TransactionCheckBack(piece) => self.coordinator.replay_check(*piece),
             StateRecord::TransactionGone { transactional_id } => self.coordinator.forget(&transactional_id),
             StateRecord::Transactions(pieces) => pieces.into_iter().for_each(|piece| self.coordinator.restore(piece)),
             StateRecord::Aborted { partition, transactions } => self.aborted(partition, &transactions),

@@ -162,6 +162,14 @@ pub enum StateRecord {
     KnownIds(Box<KnownIdsPiece>),
     /// A batch of an idempotent producer that wasn't stored, because its messages were already.
     ProducerAdvanced(Box<ProducerAdvancedPiece>),
+    /// Messages of a queue were acknowledged in a transaction.
+    QueueStaged(Box<QueueStagedPiece>),
+    /// The transaction was aborted: they aren't any more. Committed they are settled, in a [`QueueSettledPiece`].
+    QueueUnstaged(Box<QueueUnstagedPiece>),
+    /// Offsets of a queue that are no messages, before the records that say so are gone.
+    QueueVoid(Box<QueueVoidPiece>),
+    /// Who is asked about the transactions of an id from now on.
+    TransactionCheckBack(Box<TransactionCheckBackPiece>),
 }
 
 /// Message ids of a batch that comes next.
@@ -231,6 +239,56 @@ pub struct QueueRedirectedPiece {
     pub from: u64,
     /// They: start, end.
     pub ranges: Vec<(u64, u64)>,
+}
+
+/// Who is asked about the transactions of an id.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct TransactionCheckBackPiece {
+    /// The id.
+    pub transactional_id: String,
+    /// A group; empty = nobody is asked.
+    pub group: String,
+    /// About one that is open for so long, and again after so long.
+    pub after_ms: u32,
+}
+
+/// Offsets of a queue that are no messages.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct QueueVoidPiece {
+    /// Which.
+    pub queue: u32,
+    /// Where.
+    pub partition: u32,
+    /// Start, end.
+    pub void: Vec<(u64, u64)>,
+}
+
+/// Messages of a queue that were acknowledged in a transaction.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct QueueStagedPiece {
+    /// Which.
+    pub queue: u32,
+    /// Where.
+    pub partition: u32,
+    /// Whose transaction.
+    pub producer_id: i64,
+    /// Of which incarnation.
+    pub producer_epoch: u16,
+    /// Start, end.
+    pub staged: Vec<(u64, u64)>,
+}
+
+/// A transaction that was aborted, for a queue.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueUnstagedPiece {
+    /// Which.
+    pub queue: u32,
+    /// Where.
+    pub partition: u32,
+    /// Whose transaction.
+    pub producer_id: i64,
+    /// That of the decision; what was staged in earlier ones is meant, too.
+    pub producer_epoch: u16,
 }
 
 /// Some of what a queue remembers one by one.

@@ -1,7 +1,7 @@
 //! The coordinator of transactions: who takes part, what was decided, who has heard of it.
 //!
 //! ```text
-//!            Init              AddPartitions, AddGroup         End, timeout, Init
+//!            Init            AddPartitions, AddGroup, Check       End, timeout, Init
 //! (nothing) ──────▶ Empty ─────────────▶ Ongoing ─────────────────▶ Committing ──▶ Committed ─┐
 //!                     ▲                    ▲                        or Aborting    or Aborted │
 //!                     └── Init ────────────┴──────────────────────────────────────────────────┘
@@ -19,13 +19,13 @@ use ringmain_wire::{ErrorCode, PartitionId, ProducerId};
 
 use super::queue::idle::IdleQueue;
 use super::queue::serve::Leaving;
-use super::state_record::{StateRecord, TransactionPiece};
+use super::state_record::{StateRecord, TransactionCheckBackPiece, TransactionPiece};
 use super::{Busy, Deferred, Shard, catalog};
 use crate::log::AppendError;
 use crate::request::group::{Commit, GroupAction, GroupReply, GroupRequest};
 use crate::request::transaction::{
-    ProducerKey, TransactionAction, TransactionCheck, TransactionDescription, TransactionListing, TransactionMarker, TransactionPhase,
-    TransactionReply, TransactionRequest, transactional_producer,
+    ProducerKey, ToCheck, TransactionAction, TransactionCheck, TransactionDescription, TransactionListing, TransactionMarker,
+    TransactionPhase, TransactionReply, TransactionRequest, transactional_producer,
 };
 use crate::request::{Failure, Now, Origin, Reply, Request};
 
@@ -53,7 +53,10 @@ const WAIT_US: u64 = 1_000_000;
 const RETRY_US: u64 = 2_000;
 /// Deadlines seen to in one pump; the rest follow in the next.
 const DEADLINES_PER_PUMP: usize = 64;
-/// Charged for an id beside its name (which is kept three times), per partition, per group beside its name.
+/// Requests that wait for transactions to check; more get `Overloaded`.
+const CHECK_WAITS_MAX: usize = 1_024;
+/// Charged for an id beside its name (which is kept three times, and once more while somebody is to check it), per partition, per group
+/// beside its name.
 const ENTRY_BYTES: usize = 320;
 const PARTITION_BYTES: usize = 24;
 const GROUP_BYTES: usize = 64;
@@ -89,8 +92,8 @@ pub enum Participant {
 pub enum Step {
     /// The producer gets its epoch.
     Init { origin: Origin },
-    /// The participants have joined.
-    Join { origin: Origin },
+    /// So many participants have joined.
+    Join { origin: Origin, count: usize },
     /// Everybody is to be told.
     Decide,
 }
@@ -98,7 +101,7 @@ pub enum Step {
 /// Whoever waits until everybody has heard.
 #[derive(Clone, Debug)]
 enum Waiter {
-    End { origin: Origin },
+    End { origin: Origin, renews: bool },
     Init { origin: Origin, request: Arc<TransactionRequest> },
 }
 
@@ -119,10 +122,10 @@ struct Head {
 struct Entry {
     head: Head,
     participants: BTreeSet<Participant>,
-    /// Of these, those whose record isn't durable yet.
+    /// Of these, those whose record isn't durable yet, in order of the records.
     joining: Vec<Participant>,
-    /// The last step isn't durable yet.
-    is_logging: bool,
+    /// Steps that aren't durable yet: one, or several joins.
+    logging: usize,
     /// Offsets on their way to a group.
     relays: u32,
     /// To be told the decision: not yet, being told, to be told again.
@@ -130,9 +133,30 @@ struct Entry {
     told: usize,
     unheard: Vec<Participant>,
     waiter: Option<(Waiter, u64)>,
+    /// Who is asked about it while it is open.
+    check: Option<Check>,
+    /// It is offered then.
+    check_us: u64,
+    /// … and is, since then.
+    offered_us: Option<u64>,
     /// When the open transaction has lasted too long, the untold are told again, or the idle id is forgotten.
     due_us: u64,
     /// As in `Coordinator::deadlines`.
+    deadline_us: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Check {
+    group: Arc<str>,
+    after_ms: u32,
+}
+
+/// Somebody who waits for transactions to check.
+#[derive(Debug)]
+struct CheckWaiter {
+    origin: Origin,
+    group: Box<str>,
+    max: usize,
     deadline_us: u64,
 }
 
@@ -146,6 +170,12 @@ pub struct Coordinator {
     queue: VecDeque<Box<str>>,
     told: usize,
     charged_bytes: usize,
+    /// To be checked: group, since when, id.
+    offered: BTreeSet<(Arc<str>, u64, Box<str>)>,
+    /// In the order they came.
+    check_waiters: VecDeque<CheckWaiter>,
+    /// Read from the log before its id.
+    replayed_checks: HashMap<Box<str>, Option<Check>>,
 }
 
 impl Head {
@@ -164,12 +194,15 @@ impl Entry {
             head,
             participants: BTreeSet::new(),
             joining: Vec::new(),
-            is_logging: false,
+            logging: 0,
             relays: 0,
             untold: Vec::new(),
             told: 0,
             unheard: Vec::new(),
             waiter: None,
+            check: None,
+            check_us: u64::MAX,
+            offered_us: None,
             due_us: u64::MAX,
             deadline_us: u64::MAX,
         }
@@ -177,7 +210,17 @@ impl Entry {
 
     /// Another step can't be taken now.
     fn is_between_steps(&self) -> bool {
-        self.is_logging || self.relays > 0 || self.waiter.is_some()
+        self.logging > 0 || self.relays > 0 || self.waiter.is_some()
+    }
+
+    fn next_check_us(&self, now: Now) -> u64 {
+        self.check.as_ref().map_or(u64::MAX, |check| now.monotonic_us + u64::from(check.after_ms) * 1_000)
+    }
+
+    /// Another participant can't join now: while others join it can.
+    fn is_closed_to_joins(&self) -> bool {
+        let is_joining = self.head.phase == TransactionPhase::Ongoing;
+        self.waiter.is_some() || self.head.is_decided() || (self.logging > 0 && !is_joining)
     }
 
     fn partitions(&self) -> Vec<PartitionId> {
@@ -214,7 +257,34 @@ impl Entry {
 impl Coordinator {
     /// When the next pump has something to do.
     pub fn deadline_us(&self) -> Option<u64> {
-        self.deadlines.first().map(|(at, _)| *at)
+        let waits = self.check_waiters.iter().map(|waiter| waiter.deadline_us);
+        self.deadlines.first().map(|(at, _)| *at).into_iter().chain(waits).min()
+    }
+
+    /// From the log: who is asked about the transactions of an id, which comes next.
+    pub fn replay_check(&mut self, piece: TransactionCheckBackPiece) {
+        let check = (!piece.group.is_empty()).then(|| Check { group: piece.group.into(), after_ms: piece.after_ms });
+        self.replayed_checks.insert(piece.transactional_id.into(), check);
+    }
+
+    /// As a checkpoint has it; `None` = nobody is asked.
+    pub fn check_piece(&self, id: &str) -> Option<TransactionCheckBackPiece> {
+        self.entries.get(id)?.check.as_ref().map(|check| check_piece(id, Some(check)))
+    }
+
+    /// A connection has gone that may have waited for transactions to check.
+    pub fn cancel_checks(&mut self, core: u16, connection: u32, generation: u32) {
+        let is_gone = |origin: &Origin| (origin.core, origin.connection, origin.generation) == (core, connection, generation);
+        self.check_waiters.retain(|waiter| !is_gone(&waiter.origin));
+    }
+
+    /// Nobody is to check it any more, or somebody does.
+    fn withdraw(&mut self, id: &str) {
+        if let Some(entry) = self.entries.get_mut(id)
+            && let (Some(check), Some(since_us)) = (&entry.check, entry.offered_us.take())
+        {
+            self.offered.remove(&(check.group.clone(), since_us, id.into()));
+        }
     }
 
     /// The ids after `after`, in order, as a checkpoint has them.
@@ -248,6 +318,8 @@ impl Coordinator {
 
     /// From the log: forgotten.
     pub fn forget(&mut self, id: &str) {
+        self.withdraw(id);
+        self.replayed_checks.remove(id);
         if let Some(entry) = self.entries.remove(id) {
             self.by_producer.remove(&entry.head.producer.id.0);
             self.deadlines.remove(&(entry.deadline_us, id.into()));
@@ -257,13 +329,18 @@ impl Coordinator {
 
     /// After the last frame of the log.
     pub fn finish_replay(&mut self) {
+        for (id, check) in std::mem::take(&mut self.replayed_checks) {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.check = check;
+            }
+        }
         self.charged_bytes = self.entries.iter().map(|(id, entry)| charge(id, entry)).sum();
     }
 
     /// Files the entry's next deadline.
     fn schedule(&mut self, id: &str) {
         let Some(entry) = self.entries.get_mut(id) else { return };
-        let next_us = entry.waiter.as_ref().map_or(entry.due_us, |(_, until_us)| entry.due_us.min(*until_us));
+        let next_us = entry.waiter.as_ref().map_or(entry.due_us, |(_, until_us)| entry.due_us.min(*until_us)).min(entry.check_us);
         if next_us == entry.deadline_us {
             return;
         }
@@ -288,6 +365,11 @@ impl Coordinator {
             return Err(ErrorCode::ProducerFenced.into());
         }
         Ok(entry)
+    }
+
+    /// The producer's epoch has ended, and nobody else has its id.
+    fn is_over(&self, id: &str, producer: ProducerKey) -> bool {
+        self.entries.get(id).is_some_and(|entry| entry.head.previous == Some(producer))
     }
 
     fn check(&self, check: &TransactionCheck) -> Result<(), Failure> {
@@ -331,7 +413,7 @@ impl Shard {
             TransactionAction::CommitOffsets { producer, group, commit } => {
                 self.relay_offsets(origin, id, *producer, group, commit).map_err(Refused::Failure)
             }
-            TransactionAction::End { producer, commit } => self.end_transaction(origin, id, *producer, *commit, now),
+            TransactionAction::End { producer, commit, renews } => self.end_transaction(origin, id, *producer, *commit, *renews, now),
             TransactionAction::Describe => Ok(()),
         };
         match result {
@@ -350,11 +432,29 @@ impl Shard {
         self.reply(origin, Reply::Transactions(list));
     }
 
-    /// A partition's question: may this producer write there?
-    pub(super) fn check_transaction(&mut self, origin: Origin, check: &TransactionCheck) {
-        match self.refusal().map_or_else(|| self.coordinator.check(check), Err) {
-            Ok(()) => self.transaction_done(origin),
-            Err(failure) => self.fail(origin, failure),
+    /// A partition's question: may this producer write there? If the producer leaves that to the broker, the partition joins
+    /// the transaction first, and begins it if need be: every epoch of such a producer is one transaction, so what comes late
+    /// begins none.
+    pub(super) fn check_transaction(&mut self, origin: Origin, check: &TransactionCheck, now: Now) -> Result<(), Busy> {
+        let id = self.coordinator.by_producer.get(&check.producer.id.0).cloned();
+        let result = match (self.refusal(), id) {
+            (Some(failure), _) => Err(Refused::Failure(failure)),
+            (None, Some(id)) if check.joins && self.coordinator.is_over(&id, check.producer) => {
+                let message = "this transaction is over: ended, or aborted after its timeout";
+                Err(Failure::new(ErrorCode::InvalidTransactionState, message).into())
+            }
+            (None, Some(id)) if check.joins => {
+                self.join_transaction(origin, &id, check.producer, vec![Participant::Partition(check.partition)], now)
+            }
+            (None, _) => self.coordinator.check(check).map(|()| self.transaction_done(origin)).map_err(Refused::Failure),
+        };
+        match result {
+            Ok(()) => Ok(()),
+            Err(Refused::Failure(failure)) => {
+                self.fail(origin, failure);
+                Ok(())
+            }
+            Err(Refused::Append(error)) => self.append_failed(origin, error),
         }
     }
 
@@ -379,14 +479,15 @@ impl Shard {
         number: Option<i64>,
         now: Now,
     ) -> Result<(), Refused> {
-        let TransactionAction::Init { timeout_ms, current } = request.action else { return Ok(()) };
+        let TransactionAction::Init { timeout_ms, ref check, current } = request.action else { return Ok(()) };
+        let check = check.as_ref().map(|check| Check { group: check.group.as_str().into(), after_ms: check.after_ms });
         let id = request.transactional_id.as_str();
         if !(1..=TIMEOUT_MAX_MS).contains(&timeout_ms) {
             return Err(ErrorCode::InvalidTransactionTimeout.into());
         }
         let Some(entry) = self.coordinator.entries.get_mut(id) else {
             let Some(number) = number else { return self.ask_number(origin, request) };
-            return self.create_transactional(origin, id, timeout_ms, number, now);
+            return self.create_transactional(origin, id, timeout_ms, check, number, now);
         };
         let is_repeated = current.is_some() && current == entry.head.previous;
         if current.is_some_and(|current| current != entry.head.producer) && !is_repeated {
@@ -407,7 +508,14 @@ impl Shard {
         }
         if is_repeated && entry.head.producer.epoch < EPOCH_LAST {
             let producer = entry.head.producer;
-            self.reply(origin, Reply::Transaction(Box::new(TransactionReply::Producer(producer))));
+            self.set_check(id, check, now)?;
+            // Behind the record, if there is one.
+            if self.last_sequence > self.flushed {
+                let answer = Box::new(Reply::Transaction(Box::new(TransactionReply::Producer(producer))));
+                self.deferred.push_back((self.last_sequence, Deferred::Answer { origin, answer }));
+            } else {
+                self.reply(origin, Reply::Transaction(Box::new(TransactionReply::Producer(producer))));
+            }
             return Ok(());
         }
         let producer = if entry.head.producer.epoch + 1 < EPOCH_LAST {
@@ -417,11 +525,38 @@ impl Shard {
             new_producer(id, number)?
         };
         let head = Head { producer, previous: current, timeout_ms, phase: TransactionPhase::Empty, begun_ms: -1, changed_ms: now.wall_ms };
+        self.set_check(id, check, now)?;
         self.log_step(id, head, Vec::new(), Some(Step::Init { origin }), now)?;
         Ok(())
     }
 
-    fn create_transactional(&mut self, origin: Origin, id: &str, timeout_ms: u32, number: i64, now: Now) -> Result<(), Refused> {
+    /// Who is asked about the id's transactions from now on. Logged before the step that it belongs to.
+    fn set_check(&mut self, id: &str, check: Option<Check>, now: Now) -> Result<(), Refused> {
+        let Some(entry) = self.coordinator.entries.get(id).filter(|entry| entry.check != check) else { return Ok(()) };
+        let before = check_bytes(id, entry.check.as_ref());
+        self.charge_transaction(check_bytes(id, check.as_ref()))?;
+        let record = StateRecord::TransactionCheckBack(Box::new(check_piece(id, check.as_ref())));
+        if let Err(error) = self.log_state(&record, None, now) {
+            self.coordinator.charged_bytes -= check_bytes(id, check.as_ref());
+            return Err(error.into());
+        }
+        self.coordinator.charged_bytes -= before;
+        self.coordinator.withdraw(id);
+        if let Some(entry) = self.coordinator.entries.get_mut(id) {
+            entry.check = check;
+        }
+        Ok(())
+    }
+
+    fn create_transactional(
+        &mut self,
+        origin: Origin,
+        id: &str,
+        timeout_ms: u32,
+        check: Option<Check>,
+        number: i64,
+        now: Now,
+    ) -> Result<(), Refused> {
         let head = Head {
             producer: new_producer(id, number)?,
             previous: None,
@@ -433,11 +568,13 @@ impl Shard {
         let entry = Entry::new(head.clone());
         self.charge_transaction(charge(id, &entry))?;
         self.coordinator.entries.insert(id.into(), entry);
-        if let Err(error) = self.log_step(id, head, Vec::new(), Some(Step::Init { origin }), now) {
+        let logged = self.set_check(id, check, now);
+        let step = Some(Step::Init { origin });
+        let logged = logged.and_then(|()| self.log_step(id, head, Vec::new(), step, now).map_err(Refused::Append));
+        if logged.is_err() {
             self.coordinator.forget(id);
-            return Err(error.into());
         }
-        Ok(())
+        logged
     }
 
     /// Producer ids come from shard 0; the request goes on with the answer.
@@ -458,18 +595,26 @@ impl Shard {
         now: Now,
     ) -> Result<(), Refused> {
         let entry = self.coordinator.owned(id, producer)?;
-        if entry.is_between_steps() || entry.head.is_decided() {
+        if entry.is_closed_to_joins() {
             return Err(ErrorCode::ConcurrentTransactions.into());
         }
+        if producer.epoch >= EPOCH_LAST {
+            let message = "the epochs of this producer are used up: initialize it again";
+            return Err(Failure::new(ErrorCode::InvalidTransactionState, message).into());
+        }
         let mut new: BTreeSet<Participant> = joining.into_iter().collect();
-        new.retain(|participant| !entry.participants.contains(participant));
+        // What isn't durable yet is logged once more, rather than remembered who waits for it.
+        new.retain(|participant| !entry.has(participant));
         let is_ongoing = entry.head.phase == TransactionPhase::Ongoing;
         if new.is_empty() && is_ongoing {
             self.transaction_done(origin);
             return Ok(());
         }
-        let groups = entry.participants.iter().chain(&new).filter(|participant| matches!(participant, Participant::Group(_))).count();
-        let all = entry.participants.len() + new.len();
+        let added: Vec<&Participant> = new.iter().filter(|participant| !entry.participants.contains(participant)).collect();
+        let bytes = added.iter().map(|participant| participant_bytes(participant)).sum();
+        let known = entry.participants.iter().chain(added.iter().copied());
+        let groups = known.filter(|participant| matches!(participant, Participant::Group(_))).count();
+        let all = entry.participants.len() + added.len();
         if groups > GROUPS_MAX || all - groups > PARTITIONS_MAX {
             let message = format!("a transaction takes up to {PARTITIONS_MAX} partitions and {GROUPS_MAX} groups");
             return Err(Failure::new(ErrorCode::LimitExceeded, message).into());
@@ -478,11 +623,11 @@ impl Shard {
         if !is_ongoing {
             head.begun_ms = now.wall_ms;
         }
-        let bytes = new.iter().map(participant_bytes).sum();
         self.charge_transaction(bytes)?;
         let timeout_us = u64::from(head.timeout_ms) * 1000;
         let new: Vec<Participant> = new.into_iter().collect();
-        if let Err(error) = self.log_step(id, head, new, Some(Step::Join { origin }), now) {
+        let step = Step::Join { origin, count: new.len() };
+        if let Err(error) = self.log_step(id, head, new, Some(step), now) {
             self.coordinator.charged_bytes -= bytes;
             return Err(error.into());
         }
@@ -490,6 +635,7 @@ impl Shard {
             && !is_ongoing
         {
             entry.due_us = now.monotonic_us + timeout_us;
+            entry.check_us = entry.next_check_us(now);
         }
         self.coordinator.schedule(id);
         Ok(())
@@ -502,7 +648,7 @@ impl Shard {
             let message = "offsets of a group that was not added to an open transaction";
             return Err(Failure::new(ErrorCode::InvalidTransactionState, message));
         }
-        if entry.is_logging {
+        if entry.logging > 0 {
             return Err(ErrorCode::ConcurrentTransactions.into());
         }
         if self.asks.len() >= ASKS_MAX {
@@ -517,26 +663,63 @@ impl Shard {
         Ok(())
     }
 
-    fn end_transaction(&mut self, origin: Origin, id: &str, producer: ProducerKey, commit: bool, now: Now) -> Result<(), Refused> {
-        let entry = self.coordinator.owned(id, producer)?;
+    /// `renews`: the epoch ends with the transaction, and the answer says the next.
+    fn end_transaction(
+        &mut self,
+        origin: Origin,
+        id: &str,
+        producer: ProducerKey,
+        commit: bool,
+        renews: bool,
+        now: Now,
+    ) -> Result<(), Refused> {
+        let entry = match self.coordinator.entries.get(id) {
+            Some(entry) if renews && entry.head.previous == Some(producer) => entry,
+            _ => self.coordinator.owned(id, producer)?,
+        };
         if entry.is_between_steps() {
             return Err(ErrorCode::ConcurrentTransactions.into());
         }
+        let is_over = entry.head.producer != producer;
         match (entry.head.phase, commit) {
-            (TransactionPhase::Ongoing, _) => {
-                self.decide(id, commit, false, now)?;
-                self.wait_for_end(id, Waiter::End { origin }, now);
+            (TransactionPhase::Ongoing, _) if !is_over => {
+                self.decide(id, commit, renews, now)?;
+                self.wait_for_end(id, Waiter::End { origin, renews }, now);
+            }
+            // The one before isn't complete.
+            (TransactionPhase::Committing | TransactionPhase::Aborting, _) if renews && !is_over => {
+                return Err(ErrorCode::ConcurrentTransactions.into());
+            }
+            // Nothing was done in it; its epoch ends all the same, so that nothing late begins it.
+            (TransactionPhase::Empty | TransactionPhase::Committed | TransactionPhase::Aborted, _)
+                if renews && !is_over && producer.epoch < EPOCH_LAST =>
+            {
+                let next = ProducerKey { epoch: producer.epoch + 1, ..producer };
+                let phase = if commit { TransactionPhase::Committed } else { TransactionPhase::Aborted };
+                let head = Head { producer: next, previous: Some(producer), phase, changed_ms: now.wall_ms, ..entry.head.clone() };
+                self.log_step(id, head, Vec::new(), Some(Step::Init { origin }), now)?;
             }
             (TransactionPhase::Committing, true) | (TransactionPhase::Aborting, false) => {
-                self.wait_for_end(id, Waiter::End { origin }, now);
+                self.wait_for_end(id, Waiter::End { origin, renews }, now);
             }
             // The answer to the first request didn't arrive.
-            (TransactionPhase::Committed, true) | (TransactionPhase::Aborted, false) => self.transaction_done(origin),
-            (TransactionPhase::Empty, _)
+            (TransactionPhase::Committed, true) | (TransactionPhase::Aborted, false) => self.ended(origin, id, renews),
+            (TransactionPhase::Aborting | TransactionPhase::Aborted, true) if renews => {
+                let message = "the transaction was aborted before: it was open for longer than its timeout";
+                return Err(Failure::new(ErrorCode::InvalidTransactionState, message).into());
+            }
+            (TransactionPhase::Empty | TransactionPhase::Ongoing, _)
             | (TransactionPhase::Committing | TransactionPhase::Committed, false)
             | (TransactionPhase::Aborting | TransactionPhase::Aborted, true) => return Err(ErrorCode::InvalidTransactionState.into()),
         }
         Ok(())
+    }
+
+    fn ended(&mut self, origin: Origin, id: &str, renews: bool) {
+        match self.coordinator.entries.get(id).filter(|_| renews).map(|entry| entry.head.producer) {
+            Some(producer) => self.reply(origin, Reply::Transaction(Box::new(TransactionReply::Producer(producer)))),
+            None => self.transaction_done(origin),
+        }
     }
 
     /// `is_fencing`: whoever has the transaction open is stale from now on, everywhere.
@@ -568,8 +751,14 @@ impl Shard {
         let record = StateRecord::Transaction(Box::new(piece(id, &head, &joining)));
         let deferred = step.map(|step| Deferred::Transaction { id: id.into(), step });
         self.log_state(&record, deferred, now)?;
+        if head.phase != TransactionPhase::Ongoing {
+            self.coordinator.withdraw(id);
+        }
         let Some(entry) = self.coordinator.entries.get_mut(id) else { return Ok(()) };
-        entry.is_logging = step.is_some();
+        if head.phase != TransactionPhase::Ongoing {
+            entry.check_us = u64::MAX;
+        }
+        entry.logging += usize::from(step.is_some());
         if entry.head.producer.id != head.producer.id || !self.coordinator.by_producer.contains_key(&head.producer.id.0) {
             self.coordinator.by_producer.remove(&entry.head.producer.id.0);
             self.coordinator.by_producer.insert(head.producer.id.0, id.into());
@@ -582,7 +771,7 @@ impl Shard {
             entry.due_us = now.monotonic_us + EXPIRES_AFTER_MS * 1000;
         }
         entry.participants.extend(joining.iter().cloned());
-        entry.joining = joining;
+        entry.joining.extend(joining);
         self.coordinator.schedule(id);
         Ok(())
     }
@@ -590,14 +779,16 @@ impl Shard {
     /// The record of a step is durable.
     pub(super) fn transaction_durable(&mut self, id: &str, step: Step, now: Now) {
         let Some(entry) = self.coordinator.entries.get_mut(id) else { return };
-        entry.is_logging = false;
-        entry.joining.clear();
+        entry.logging -= 1;
         match step {
             Step::Init { origin } => {
                 let producer = entry.head.producer;
                 self.reply(origin, Reply::Transaction(Box::new(TransactionReply::Producer(producer))));
             }
-            Step::Join { origin } => self.transaction_done(origin),
+            Step::Join { origin, count } => {
+                entry.joining.drain(..count);
+                self.transaction_done(origin);
+            }
             Step::Decide => self.tell_everybody(id, now),
         }
     }
@@ -657,7 +848,7 @@ impl Shard {
     /// The last step, when everybody has heard; or another try, later.
     fn close_if_heard(&mut self, id: &str, now: Now) {
         let Some(entry) = self.coordinator.entries.get_mut(id) else { return };
-        if !entry.head.is_decided() || entry.is_logging || !entry.untold.is_empty() || entry.told > 0 {
+        if !entry.head.is_decided() || entry.logging > 0 || !entry.untold.is_empty() || entry.told > 0 {
             return;
         }
         if !entry.unheard.is_empty() {
@@ -677,7 +868,7 @@ impl Shard {
         self.coordinator.schedule(id);
         match waiter {
             None => {}
-            Some((Waiter::End { origin }, _)) => self.transaction_done(origin),
+            Some((Waiter::End { origin, renews }, _)) => self.ended(origin, id, renews),
             Some((Waiter::Init { origin, request }, _)) => self.go_on_with_init(origin, &request, None, now),
         }
     }
@@ -703,7 +894,10 @@ impl Shard {
         for id in ids {
             let Some(entry) = self.coordinator.entries.get_mut(&id) else { continue };
             match entry.head.phase {
-                TransactionPhase::Ongoing => entry.due_us = now.monotonic_us + u64::from(entry.head.timeout_ms) * 1000,
+                TransactionPhase::Ongoing => {
+                    entry.due_us = now.monotonic_us + u64::from(entry.head.timeout_ms) * 1000;
+                    entry.check_us = entry.next_check_us(now);
+                }
                 TransactionPhase::Committing | TransactionPhase::Aborting => self.tell_everybody(&id, now),
                 TransactionPhase::Empty | TransactionPhase::Committed | TransactionPhase::Aborted => {
                     let idle_ms = u64::try_from(now.wall_ms.saturating_sub(entry.head.changed_ms)).unwrap_or(0);
@@ -719,6 +913,7 @@ impl Shard {
         if self.stopping || self.fault.is_some() {
             return;
         }
+        self.end_check_waits(now);
         for _ in 0..DEADLINES_PER_PUMP {
             match self.coordinator.deadlines.first() {
                 Some((at, id)) if *at <= now.monotonic_us => {
@@ -733,21 +928,25 @@ impl Shard {
     fn transaction_due(&mut self, id: &str, now: Now) {
         let Some(entry) = self.coordinator.entries.get_mut(id) else { return };
         if entry.waiter.as_ref().is_some_and(|(_, until_us)| *until_us <= now.monotonic_us) {
-            let is_durable = !entry.is_logging;
+            let is_durable = entry.logging == 0;
             match entry.waiter.take() {
                 // It is decided, and will be told.
-                Some((Waiter::End { origin }, _)) if is_durable => self.transaction_done(origin),
-                Some((Waiter::End { origin } | Waiter::Init { origin, .. }, _)) => {
+                Some((Waiter::End { origin, renews }, _)) if is_durable => self.ended(origin, id, renews),
+                Some((Waiter::End { origin, .. } | Waiter::Init { origin, .. }, _)) => {
                     self.fail(origin, ErrorCode::ConcurrentTransactions.into())
                 }
                 None => {}
             }
             return self.coordinator.schedule(id);
         }
+        if entry.check_us <= now.monotonic_us {
+            self.offer(id, now);
+            return self.coordinator.schedule(id);
+        }
         if entry.due_us > now.monotonic_us {
             return self.coordinator.schedule(id);
         }
-        let is_waiting = entry.is_logging || entry.relays > 0;
+        let is_waiting = entry.logging > 0 || entry.relays > 0;
         let later_us = now.monotonic_us + RETRY_US;
         match entry.head.phase {
             TransactionPhase::Ongoing => {
@@ -771,6 +970,61 @@ impl Shard {
         }
     }
 
+    /// The open transaction is to be checked by whoever asks.
+    fn offer(&mut self, id: &str, now: Now) {
+        let Some(entry) = self.coordinator.entries.get_mut(id) else { return };
+        entry.check_us = entry.next_check_us(now);
+        if let (Some(check), None) = (&entry.check, entry.offered_us) {
+            entry.offered_us = Some(now.monotonic_us);
+            self.coordinator.offered.insert((check.group.clone(), now.monotonic_us, id.into()));
+            self.serve_checks();
+        }
+    }
+
+    /// Transactions that somebody has to decide, now or later.
+    pub(super) fn transactions_to_check(&mut self, origin: Origin, ask: &ToCheck, now: Now) {
+        if let Some(failure) = self.refusal() {
+            return self.fail(origin, failure);
+        }
+        if self.coordinator.check_waiters.len() >= CHECK_WAITS_MAX {
+            let message = format!("{CHECK_WAITS_MAX} requests wait for transactions to check");
+            return self.fail(origin, Failure::new(ErrorCode::Overloaded, message));
+        }
+        let deadline_us = now.monotonic_us + u64::from(ask.max_wait_ms) * 1_000;
+        let waiter = CheckWaiter { origin, group: ask.group.as_str().into(), max: ask.max as usize, deadline_us };
+        self.coordinator.check_waiters.push_back(waiter);
+        self.serve_checks();
+    }
+
+    fn serve_checks(&mut self) {
+        let mut at = 0;
+        while let Some(waiter) = self.coordinator.check_waiters.get(at).filter(|_| !self.coordinator.offered.is_empty()) {
+            let from: (Arc<str>, u64, Box<str>) = (Arc::from(&*waiter.group), 0, "".into());
+            let offered = self.coordinator.offered.range(from..).take_while(|(group, ..)| **group == *waiter.group);
+            let ids: Vec<Box<str>> = offered.take(waiter.max).map(|(_, _, id)| id.clone()).collect();
+            if ids.is_empty() {
+                at += 1;
+                continue;
+            }
+            let listings = ids.iter().filter_map(|id| self.coordinator.entries.get(id).map(|entry| entry.listing(id))).collect();
+            ids.iter().for_each(|id| self.coordinator.withdraw(id));
+            if let Some(waiter) = self.coordinator.check_waiters.remove(at) {
+                self.reply(waiter.origin, Reply::ToCheck(listings));
+            }
+        }
+    }
+
+    fn end_check_waits(&mut self, now: Now) {
+        let mut at = 0;
+        while let Some(waiter) = self.coordinator.check_waiters.get(at) {
+            if waiter.deadline_us > now.monotonic_us {
+                at += 1;
+            } else if let Some(waiter) = self.coordinator.check_waiters.remove(at) {
+                self.reply(waiter.origin, Reply::ToCheck(Vec::new()));
+            }
+        }
+    }
+
     fn due_later(&mut self, id: &str, at_us: u64) {
         if let Some(entry) = self.coordinator.entries.get_mut(id) {
             entry.due_us = at_us;
@@ -782,8 +1036,11 @@ impl Shard {
     pub(super) fn fail_transaction_waiters(&mut self, failure: &Failure) {
         let waiters: Vec<Waiter> =
             self.coordinator.entries.values_mut().filter_map(|entry| entry.waiter.take()).map(|(waiter, _)| waiter).collect();
+        for waiter in std::mem::take(&mut self.coordinator.check_waiters) {
+            self.fail(waiter.origin, failure.clone());
+        }
         for waiter in waiters {
-            let (Waiter::End { origin } | Waiter::Init { origin, .. }) = waiter;
+            let (Waiter::End { origin, .. } | Waiter::Init { origin, .. }) = waiter;
             self.fail(origin, failure.clone());
         }
     }
@@ -880,7 +1137,17 @@ fn participant_bytes(participant: &Participant) -> usize {
 }
 
 fn charge(id: &str, entry: &Entry) -> usize {
-    ENTRY_BYTES + 3 * id.len() + entry.participants.iter().map(participant_bytes).sum::<usize>()
+    ENTRY_BYTES + 3 * id.len() + check_bytes(id, entry.check.as_ref()) + entry.participants.iter().map(participant_bytes).sum::<usize>()
+}
+
+/// With a place among what is offered.
+fn check_bytes(id: &str, check: Option<&Check>) -> usize {
+    check.map_or(0, |check| 128 + id.len() + check.group.len())
+}
+
+fn check_piece(id: &str, check: Option<&Check>) -> TransactionCheckBackPiece {
+    let (group, after_ms) = check.map_or((String::new(), 0), |check| (check.group.to_string(), check.after_ms));
+    TransactionCheckBackPiece { transactional_id: id.to_owned(), group, after_ms }
 }
 
 fn piece<'a>(id: &str, head: &Head, participants: impl IntoIterator<Item = &'a Participant>) -> TransactionPiece {

@@ -17,3 +17,4 @@ mod roundtrip;
 mod simulation;
 mod sink;
 mod tidy;
+mod transaction;

@@ -15,28 +15,28 @@ use serde_json::Value;
 use crate::harness::{Broker, PROGRAM, Start, clean, free_ports, ringmain};
 
 /// A message that doesn't come within this doesn't come.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
-fn json(bytes: &[u8]) -> Value {
+pub fn json(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).unwrap_or_else(|e| panic!("not one JSON value ({e}): {}", String::from_utf8_lossy(bytes)))
 }
 
-fn text(bytes: Vec<u8>) -> String {
+pub fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
 /// A broker whose ports stay the same, so that clients of before go on after a restart.
-fn start(name: &str) -> Broker {
+pub fn start(name: &str) -> Broker {
     let native = SocketAddr::from(([127, 0, 0, 1], free_ports(3)));
     Broker::start(name, Start { native: Some(native), ..Start::with(&["--shards", "2"]) })
 }
 
-fn create(client: &Client, name: &str, partition_count: u32, config: QueueConfig) {
+pub fn create(client: &Client, name: &str, partition_count: u32, config: QueueConfig) {
     let durability = Durability::Durable;
     client.create_queue(&CreateQueue { name: name.into(), topic: String::new(), partition_count, durability, config }).unwrap();
 }
 
-fn publish<'a>(client: &Client, queue: &str, messages: impl IntoIterator<Item = Outgoing<'a>>) {
+pub fn publish<'a>(client: &Client, queue: &str, messages: impl IntoIterator<Item = Outgoing<'a>>) {
     let mut producer = client.queue_producer(queue, ProducerConfig::default()).unwrap();
     for message in messages {
         producer.send(message.record()).unwrap();
@@ -44,20 +44,20 @@ fn publish<'a>(client: &Client, queue: &str, messages: impl IntoIterator<Item = 
     producer.close().unwrap();
 }
 
-fn consumer(client: &Client, queue: &str, prefetch: u32) -> QueueConsumer {
+pub fn consumer(client: &Client, queue: &str, prefetch: u32) -> QueueConsumer {
     client.queue_consumer(queue, QueueConsumerConfig { prefetch, ..QueueConsumerConfig::default() }).unwrap()
 }
 
-fn next(consumer: &mut QueueConsumer) -> Message {
+pub fn next(consumer: &mut QueueConsumer) -> Message {
     consumer.recv(PATIENCE).unwrap().unwrap_or_else(|| panic!("no message came: {consumer:?}"))
 }
 
-fn value(message: &Message) -> String {
+pub fn value(message: &Message) -> String {
     String::from_utf8(message.value().unwrap().to_vec()).unwrap()
 }
 
 /// The states of all partitions, added up; and that each adds up in itself.
-fn state(client: &Client, queue: &str) -> QueueState {
+pub fn state(client: &Client, queue: &str) -> QueueState {
     let states = client.describe_queue(queue).unwrap();
     for state in &states {
         let sum = state.ready + state.delayed + state.in_flight + state.acked + state.dead_lettered + state.dropped;
@@ -78,7 +78,7 @@ fn state(client: &Client, queue: &str) -> QueueState {
 }
 
 /// Waits until the queue is in a state.
-fn until(client: &Client, queue: &str, is_it: impl Fn(&QueueState) -> bool) -> QueueState {
+pub fn until(client: &Client, queue: &str, is_it: impl Fn(&QueueState) -> bool) -> QueueState {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let state = state(client, queue);

@@ -10,6 +10,9 @@ use ringmain_wire::group::{GroupAnswer, GroupList, GroupRequest, ListGroups};
 use ringmain_wire::queue::{
     AlterQueue, CreateQueue, ListQueues, QueueAnswer, QueueInfo, QueueList, QueueName, QueueRequest, read_config, write_config,
 };
+use ringmain_wire::transaction::{
+    ListTransactions, TransactionAnswer, TransactionList, TransactionRequest, TransactionsChecked, TransactionsToCheck,
+};
 use ringmain_wire::{Op, PartitionId};
 
 use crate::links::LinkConfig;
@@ -78,6 +81,9 @@ open_calls! {
     GroupRequest = Group, false => GroupAnswer;
     ListGroups = ListGroups, true => GroupList;
     QueueRequest = Queue, true => QueueAnswer;
+    TransactionRequest = Transaction, true => TransactionAnswer;
+    ListTransactions = ListTransactions, true => TransactionList;
+    TransactionsToCheck = TransactionsToCheck, true => TransactionsChecked;
 }
 
 macro_rules! config_calls {

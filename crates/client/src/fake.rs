@@ -7,8 +7,9 @@ use ringmain_wire::envelope::flags;
 use ringmain_wire::frame::{BrokerHalf, HEADER_BYTES};
 use ringmain_wire::queue::{
     DeliveryView, ListQueues, QueueAnswer, QueueCall, QueueConfig, QueueInfo, QueueList, QueueReceive, QueueReceived, QueueRequest,
-    QueueSettle, QueueSettled, Settlement, Verb,
+    QueueSettle, QueueSettled, QueueStage, Settlement, Verb,
 };
+use ringmain_wire::transaction::{TransactionAnswer, TransactionCall, TransactionProducer, TransactionRequest};
 use ringmain_wire::{Envelope, ErrorCode, Frame, Offset, Op, Records, align_up};
 
 /// A small generator; every failure prints the seed it began with.
@@ -61,6 +62,17 @@ pub struct FakeQueue {
     pub settles: u64,
 }
 
+impl FakeTransactions {
+    fn next(&mut self, previous: Option<TransactionProducer>) {
+        self.previous = previous;
+        self.producer.epoch += 1;
+        self.outcome = false;
+        self.written.clear();
+        self.sequences.clear();
+        self.staged.clear();
+    }
+}
+
 pub struct FakeBroker {
     pub topic: String,
     pub topic_id: u32,
@@ -92,6 +104,20 @@ pub struct FakeBroker {
     pub queue_id: u32,
     /// Its queue takes no more.
     pub is_full: bool,
+    pub transactions: BTreeMap<String, FakeTransactions>,
+    /// What was published and committed in transactions: partition, value.
+    pub committed: Vec<(usize, Vec<u8>)>,
+}
+
+/// The transactions of one id.
+pub struct FakeTransactions {
+    pub producer: TransactionProducer,
+    pub previous: Option<TransactionProducer>,
+    pub outcome: bool,
+    /// Partition, values of a frame; by partition the next sequence.
+    pub written: Vec<(usize, Vec<Vec<u8>>)>,
+    pub sequences: BTreeMap<usize, i32>,
+    pub staged: BTreeSet<(usize, u64)>,
 }
 
 pub const FIRST_NUMBER: u32 = 10;
@@ -122,6 +148,8 @@ impl FakeBroker {
             max_fetches_seen: 0,
             queue_id: 5,
             is_full: false,
+            transactions: BTreeMap::new(),
+            committed: Vec::new(),
         }
     }
 
@@ -190,6 +218,9 @@ impl FakeBroker {
                 assert_eq!(frame.len_bytes(), body.len(), "a produce body is exactly one frame");
                 let Some(index) = self.index(frame.partition().0) else { return (Err(ErrorCode::UnknownPartition), false) };
                 let moved = self.partitions[index].port != port;
+                if frame.header.producer.flags & ringmain_wire::frame::flags::TRANSACTIONAL != 0 {
+                    return (self.produce_in_transaction(index, frame), moved);
+                }
                 return (self.produce(index, frame), moved);
             }
             Some(Op::Fetch) => {
@@ -232,6 +263,14 @@ impl FakeBroker {
             }
             Some(Op::QueueReceive) => return (self.queue_receive(port, &QueueReceive::read(body).unwrap()), false),
             Some(Op::QueueSettle) => return (self.queue_settle(port, body), false),
+            Some(Op::QueueStage) => return (self.queue_stage(port, body), false),
+            Some(Op::Transaction) => {
+                let answer = self.transaction(read_open(body).unwrap());
+                answer.map(|producer| {
+                    write_open(&TransactionAnswer::Producer(producer), &mut out);
+                    out
+                })
+            }
             Some(Op::Queue) => {
                 let QueueRequest { partition, call, .. } = read_open(body).unwrap();
                 let queue = &mut self.partitions[(partition - FIRST_NUMBER) as usize].queue;
@@ -419,6 +458,107 @@ impl FakeBroker {
             }
         }
         Ok(QueueSettled { version: 1, reserved: 0, settled, refused, reserved_too: 0 }.to_bytes().to_vec())
+    }
+
+    fn transaction(&mut self, request: TransactionRequest) -> Result<TransactionProducer, ErrorCode> {
+        if self.random.one_in(self.refuse_one_in) {
+            return Err(ErrorCode::ConcurrentTransactions);
+        }
+        let TransactionRequest { transactional_id, call } = request;
+        let number = 1_000 + self.transactions.len() as i64;
+        match call {
+            TransactionCall::Init { current, .. } => {
+                let known = self.transactions.entry(transactional_id).or_insert_with(|| FakeTransactions {
+                    producer: TransactionProducer { producer_id: number, epoch: 0 },
+                    previous: None,
+                    outcome: false,
+                    written: Vec::new(),
+                    sequences: BTreeMap::new(),
+                    staged: BTreeSet::new(),
+                });
+                if current.is_some() && current == known.previous {
+                    return Ok(known.producer);
+                }
+                if current.is_some_and(|current| current != known.producer) {
+                    return Err(ErrorCode::ProducerFenced);
+                }
+                known.next(current);
+                Ok(known.producer)
+            }
+            TransactionCall::End { producer, commit } => {
+                let known = self.transactions.get_mut(&transactional_id).ok_or(ErrorCode::ProducerMismatch)?;
+                if known.previous == Some(producer) {
+                    return if known.outcome == commit { Ok(known.producer) } else { Err(ErrorCode::InvalidTransactionState) };
+                }
+                if known.producer != producer {
+                    return Err(ErrorCode::ProducerFenced);
+                }
+                if commit {
+                    let written = std::mem::take(&mut known.written);
+                    self.committed
+                        .extend(written.into_iter().flat_map(|(index, values)| values.into_iter().map(move |value| (index, value))));
+                    for (index, offset) in std::mem::take(&mut known.staged) {
+                        let queue = &mut self.partitions[index].queue;
+                        queue.held.remove(&offset);
+                        queue.ready.remove(&offset);
+                        queue.acked.push(offset);
+                    }
+                }
+                known.next(Some(producer));
+                known.outcome = commit;
+                Ok(known.producer)
+            }
+            TransactionCall::Describe => Err(ErrorCode::UnsupportedOp),
+        }
+    }
+
+    fn open_transaction(&mut self, producer_id: i64, epoch: u16) -> Result<&mut FakeTransactions, ErrorCode> {
+        let producer = TransactionProducer { producer_id, epoch };
+        self.transactions.values_mut().find(|known| known.producer == producer).ok_or(ErrorCode::InvalidTransactionState)
+    }
+
+    fn produce_in_transaction(&mut self, index: usize, frame: Frame<'_>) -> Result<Vec<u8>, ErrorCode> {
+        if self.random.one_in(self.refuse_one_in) {
+            return Err(ErrorCode::Overloaded);
+        }
+        frame.verify_body().map_err(|_| ErrorCode::CorruptFrame)?;
+        let header = frame.header.producer;
+        let known = self.open_transaction(header.producer_id, header.producer_epoch)?;
+        let next = known.sequences.entry(index).or_default();
+        let is_repeated = header.sequence < *next;
+        if header.sequence > *next {
+            return Err(ErrorCode::OutOfOrderSequence);
+        }
+        if !is_repeated {
+            *next += header.record_count as i32;
+            let records = Records::new(frame.body(), header.record_count).unwrap();
+            let values = records.map(|record| record.unwrap().value.unwrap().to_vec()).collect();
+            known.written.push((index, values));
+        }
+        self.duplicates += u64::from(is_repeated);
+        Ok(ProduceReply { version: 1, duplicate: is_repeated.into(), redirected: 0, base_offset: 0, append_time_ms: 1 }.to_bytes().to_vec())
+    }
+
+    fn queue_stage(&mut self, port: u16, body: &[u8]) -> Result<Vec<u8>, ErrorCode> {
+        if self.random.one_in(self.refuse_one_in) {
+            return Err(ErrorCode::ConcurrentTransactions);
+        }
+        let head = QueueStage::read(body).unwrap();
+        let index = self.index(head.partition).unwrap();
+        let held = self.partitions[index].queue.held.clone();
+        let known = self.open_transaction(head.producer_id, head.producer_epoch)?;
+        let mut settled = 0;
+        for bytes in body[QueueStage::BYTES..].chunks(Settlement::BYTES) {
+            let settlement = Settlement::read(bytes).unwrap();
+            assert_eq!(settlement.verb, Verb::Ack);
+            for offset in settlement.first..settlement.first + u64::from(settlement.count) {
+                if held.get(&offset) == Some(&port) {
+                    settled += 1;
+                    known.staged.insert((index, offset));
+                }
+            }
+        }
+        Ok(QueueSettled { version: 1, reserved: 0, settled, refused: 0, reserved_too: 0 }.to_bytes().to_vec())
     }
 
     /// What was delivered over a connection that is gone comes back.

@@ -1,7 +1,7 @@
 //! A thin client for the Ringmain message broker.
 //!
 //! The protocol lives in state machines without sockets or clock ([`session`], [`producer`], [`consumer`],
-//! [`queue`]);
+//! [`queue`], [`transaction`]);
 //! a transport joins them to the world: [`transport::blocking`] (the default, re-exported here),
 //! `transport::tokio` and `transport::monoio` behind features of those names.
 //!
@@ -80,6 +80,7 @@ pub mod links;
 pub mod producer;
 pub mod queue;
 pub mod session;
+pub mod transaction;
 pub mod transport;
 
 pub use admin::{ClientConfig, DEFAULT_PORT};
@@ -91,5 +92,8 @@ pub use producer::{Delivery, ProducerConfig, Receipt, Record, Stored};
 pub use queue::{Confirmed, Message, Outgoing, QueueConsumerConfig, QueueError, RequestError, RequesterConfig};
 /// The bytes that this client and the broker agree on.
 pub use ringmain_wire as wire;
+pub use transaction::{TransactionConfig, TransactionError};
 #[cfg(feature = "blocking")]
-pub use transport::blocking::{Client, Consumer, GroupConsumeError, GroupConsumer, Producer, QueueConsumer, Replier, Requester};
+pub use transport::blocking::{
+    Client, Consumer, GroupConsumeError, GroupConsumer, Producer, QueueConsumer, Replier, Requester, Transaction, Transactor,
+};

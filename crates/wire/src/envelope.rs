@@ -75,6 +75,12 @@ ops! {
     Group = 21;
     /// [`crate::group::ListGroups`] → [`crate::group::GroupList`].
     ListGroups = 22;
+    /// [`crate::transaction::TransactionRequest`] → [`crate::transaction::TransactionAnswer`].
+    Transaction = 23;
+    /// [`crate::transaction::ListTransactions`] → [`crate::transaction::TransactionList`].
+    ListTransactions = 24;
+    /// [`crate::transaction::TransactionsToCheck`] → [`crate::transaction::TransactionsChecked`].
+    TransactionsToCheck = 25;
     /// [`crate::queue::CreateQueue`] → [`crate::queue::QueueInfo`], once it is durable.
     CreateQueue = 32;
     /// [`crate::queue::AlterQueue`] → [`crate::queue::QueueInfo`].
@@ -89,6 +95,9 @@ ops! {
     QueueSettle = 37;
     /// [`crate::queue::QueueRequest`] → [`crate::queue::QueueAnswer`].
     Queue = 38;
+    /// [`crate::queue::QueueStage`], then [`crate::queue::Settlement`]s, acknowledgements all → [`crate::queue::QueueSettled`], once it is
+    /// durable.
+    QueueStage = 39;
 }
 
 impl Envelope {

@@ -12,6 +12,7 @@
 //! | [`control`] | requests and replies other than the records themselves |
 //! | [`group`] | consumer groups |
 //! | [`queue`] | queues |
+//! | [`transaction`] | transactions |
 //! | [`code`] | stable error numbers |
 //! | [`murmur2`] | key → partition, the same as Kafka's default partitioner |
 
@@ -26,6 +27,7 @@ pub mod marker;
 pub mod murmur2;
 pub mod queue;
 pub mod record;
+pub mod transaction;
 
 pub use code::ErrorCode;
 pub use envelope::{Envelope, Op};

@@ -381,6 +381,25 @@ fixed! {
         consumer: u32,
     }
 
+    /// Before the acknowledgements of a request in a transaction, 32 bytes. The messages stay in flight until that is decided:
+    /// committed, they are acknowledged; aborted, they are as they were.
+    QueueStage / ArchivedQueueStage [32] {
+        /// [`CONTROL_VERSION`].
+        version: u16,
+        /// Epoch of the producer: which transaction.
+        producer_epoch: u16,
+        /// Which.
+        queue: u32,
+        /// Where.
+        partition: u32,
+        /// Who received them.
+        consumer: u32,
+        /// Whose transaction.
+        producer_id: i64,
+        /// 0.
+        reserved: u64,
+    }
+
     /// Answer to a settle request, 16 bytes, once it is durable.
     QueueSettled / ArchivedQueueSettled [16] {
         /// [`CONTROL_VERSION`].

@@ -46,6 +46,12 @@ pub fn reply(op: u16, correlation: u64, reply: Reply, moved: bool, out: &mut Out
             Ok(answer) => open(op, reply_flags, correlation, &answer, out),
             Err(failure) => error(op, reply_flags, correlation, &failure, out),
         },
+        Reply::Transaction(reply) => match super::transaction::answer(*reply) {
+            Ok(answer) => open(op, reply_flags, correlation, &answer, out),
+            Err(failure) => error(op, reply_flags, correlation, &failure, out),
+        },
+        Reply::ToCheck(list) => open(op, reply_flags, correlation, &super::transaction::to_check(list), out),
+        Reply::Transactions(list) => open(op, reply_flags, correlation, &super::transaction::list(list), out),
         Reply::Groups(groups) => open(op, reply_flags, correlation, &super::group::list(groups), out),
         Reply::Queue(reply) => super::queue::reply(op, reply_flags, correlation, *reply, out),
         // Parts of other answers, or answers to what this door doesn't ask.
@@ -54,8 +60,6 @@ pub fn reply(op: u16, correlation: u64, reply: Reply, moved: bool, out: &mut Out
         | Reply::PartitionStates(_)
         | Reply::ShardStats(_)
         | Reply::Coordinators(_)
-        | Reply::Transaction(_)
-        | Reply::Transactions(_)
         | Reply::Producers(_) => {
             let failure = Failure::new(ErrorCode::Internal, "an answer between shards came to a connection");
             error(op, reply_flags, correlation, &failure, out);

@@ -11,6 +11,7 @@ mod group;
 mod queue;
 #[cfg(test)]
 mod tests;
+mod transaction;
 pub mod transcode;
 
 use std::collections::VecDeque;
@@ -64,7 +65,7 @@ pub struct NativeSession {
     free: Vec<u32>,
     /// Some request wanted batches made anew, or messages of a queue.
     makes_answers: bool,
-    /// Receives handed out and not answered.
+    /// Receives, and the like for transactions to check, handed out and not answered.
     receives: usize,
     /// There were any.
     has_received: bool,
@@ -110,7 +111,7 @@ impl NativeSession {
         let is_fetch = envelope.op == Op::Fetch as u16;
         let transcodes = is_fetch && FetchRequest::read(body).is_ok_and(|fetch| fetch.flags & control::TRANSCODE != 0);
         let is_receive = envelope.op == Op::QueueReceive as u16;
-        self.receives += usize::from(is_receive);
+        self.receives += usize::from(is_receive || envelope.op == Op::TransactionsToCheck as u16);
         self.has_received |= is_receive;
         self.makes_answers |= transcodes || is_receive;
         let list = if envelope.op == Op::ListOffsets as u16 { ListOffsets::read(body).ok() } else { None };
@@ -203,7 +204,7 @@ impl Session for NativeSession {
         assert!(pending.waiting, "request {id} answered twice");
         pending.waiting = false;
         let Pending { correlation, op, transcodes, .. } = *pending;
-        self.receives -= usize::from(op == Op::QueueReceive as u16);
+        self.receives -= usize::from(op == Op::QueueReceive as u16 || op == Op::TransactionsToCheck as u16);
         if let Some(query) = &mut pending.time {
             match query.answer(reply) {
                 Ok(answer) => reply = answer,
@@ -357,12 +358,16 @@ fn parse<'a>(envelope: &Envelope, body: &'a [u8]) -> Result<Request<'a>, Failure
             let _: ListGroups = control::read_open(body).map_err(control_failure)?;
             Ok(Request::ListGroups)
         }
+        Op::Transaction => transaction::parse(body),
+        Op::ListTransactions => transaction::parse_list(body),
+        Op::TransactionsToCheck => transaction::parse_to_check(body),
         Op::CreateQueue => queue::create(body),
         Op::AlterQueue => queue::alter(body),
         Op::DeleteQueue => Ok(Request::DeleteQueue { name: access_open::<ringmain_wire::queue::ArchivedQueueName>(body)?.name.as_str() }),
         Op::ListQueues => queue::list(body),
         Op::QueueReceive => queue::receive(body),
         Op::QueueSettle => queue::settle(body),
+        Op::QueueStage => queue::stage(body),
         Op::Queue => queue::call(body),
         Op::Hello => Err(Failure::new(ErrorCode::MalformedRequest, "hello was said before on this connection")),
     }
@@ -381,7 +386,7 @@ fn produce(body: &[u8]) -> Result<Request<'_>, Failure> {
     if producer.format != Format::Native as u8 {
         return refused(format!("format {} does not come through the native door", producer.format));
     }
-    if producer.flags & !frame::flags::QUEUE_HEADERS != 0 {
+    if producer.flags & !(frame::flags::QUEUE_HEADERS | frame::flags::TRANSACTIONAL) != 0 {
         return refused(format!("frame flags {:#04x} are the broker's own or not served yet", producer.flags));
     }
     if producer.producer_id < ProducerId::NONE.0 {

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use ringmain_wire::control::{self, CONTROL_VERSION};
 use ringmain_wire::queue::{
-    CreateQueue, ListQueues, QueueList, QueueReceive, QueueReceived, QueueRequest, QueueSettle, QueueSettled, RECEIVE_MESSAGES_MAX,
-    RECEIVE_WAIT_MAX_MS, SETTLEMENTS_MAX, Settlement, read_config, write_config,
+    CreateQueue, ListQueues, QueueList, QueueReceive, QueueReceived, QueueRequest, QueueSettle, QueueSettled, QueueStage,
+    RECEIVE_MESSAGES_MAX, RECEIVE_WAIT_MAX_MS, SETTLEMENTS_MAX, Settlement, read_config, write_config,
 };
-use ringmain_wire::{Envelope, ErrorCode, PartitionId};
+use ringmain_wire::{Envelope, ErrorCode, PartitionId, ProducerId};
 
 use super::{control_failure, encode, exactly};
 use crate::frontend::Outbox;
 use crate::request::queue::{QueueId, QueueReply, QueueRequest as Asked, Receive, Settle};
+use crate::request::transaction::ProducerKey;
 use crate::request::{Failure, Request};
 
 /// An answer's messages are copied behind its head up to this size; more travels as it is.
@@ -58,7 +59,29 @@ pub fn receive(body: &[u8]) -> Result<Request<'static>, Failure> {
 /// Body of `QueueSettle`.
 pub fn settle(body: &[u8]) -> Result<Request<'static>, Failure> {
     let settle = QueueSettle::read(body).map_err(control_failure)?;
-    let (settlements, rest) = body[QueueSettle::BYTES..].as_chunks::<{ Settlement::BYTES }>();
+    Ok(Request::Settle(Arc::new(Settle {
+        queue: QueueId(settle.queue),
+        partition: PartitionId(settle.partition),
+        consumer: settle.consumer,
+        transaction: None,
+        settlements: settlements(&body[QueueSettle::BYTES..])?,
+    })))
+}
+
+/// Body of `QueueStage`.
+pub fn stage(body: &[u8]) -> Result<Request<'static>, Failure> {
+    let stage = QueueStage::read(body).map_err(control_failure)?;
+    Ok(Request::Settle(Arc::new(Settle {
+        queue: QueueId(stage.queue),
+        partition: PartitionId(stage.partition),
+        consumer: stage.consumer,
+        transaction: Some(ProducerKey { id: ProducerId(stage.producer_id), epoch: stage.producer_epoch }),
+        settlements: settlements(&body[QueueStage::BYTES..])?,
+    })))
+}
+
+fn settlements(bytes: &[u8]) -> Result<Vec<Settlement>, Failure> {
+    let (settlements, rest) = bytes.as_chunks::<{ Settlement::BYTES }>();
     if !rest.is_empty() {
         let message = format!("{} bytes behind the last whole settlement of {}", rest.len(), Settlement::BYTES);
         return Err(Failure::new(ErrorCode::MalformedRequest, message));
@@ -72,12 +95,7 @@ pub fn settle(body: &[u8]) -> Result<Request<'static>, Failure> {
     if let Some(empty) = settlements.iter().find(|settlement| settlement.count == 0) {
         return Err(Failure::new(ErrorCode::InvalidArgument, format!("a settlement of no messages at offset {}", empty.first)));
     }
-    Ok(Request::Settle(Arc::new(Settle {
-        queue: QueueId(settle.queue),
-        partition: PartitionId(settle.partition),
-        consumer: settle.consumer,
-        settlements,
-    })))
+    Ok(settlements)
 }
 
 /// Body of `Queue`.

@@ -9,7 +9,10 @@ use ringmain_wire::envelope::flags;
 use ringmain_wire::frame::Identity;
 use ringmain_wire::queue::{
     AlterQueue, CreateQueue, ListQueues, QueueAnswer, QueueCall, QueueConfig, QueueInfo, QueueList, QueueName, QueueReceive, QueueReceived,
-    QueueRequest, QueueSettle, QueueSettled, RECEIVE_MESSAGES_MAX, RECEIVE_WAIT_MAX_MS, SETTLEMENTS_MAX, Settlement, Verb,
+    QueueRequest, QueueSettle, QueueSettled, QueueStage, RECEIVE_MESSAGES_MAX, RECEIVE_WAIT_MAX_MS, SETTLEMENTS_MAX, Settlement, Verb,
+};
+use ringmain_wire::transaction::{
+    CheckBack, ListTransactions, TO_CHECK_MAX, TransactionCall, TransactionProducer, TransactionRequest, TransactionsToCheck,
 };
 use ringmain_wire::{Envelope, ErrorCode, Op, PartitionId, RecordBatchBuilder, frame};
 
@@ -168,6 +171,16 @@ fn every_request() -> Vec<(Op, Vec<u8>)> {
         (Op::ListQueues, open_body(&ListQueues { names: Some(vec!["q".into()]) })),
         (Op::QueueReceive, queue_receive(10, 20).to_bytes().to_vec()),
         (Op::QueueSettle, queue_settle(&[settlement(7, 2, Verb::Ack), settlement(9, 1, Verb::Requeue)])),
+        (
+            Op::Transaction,
+            open_body(&TransactionRequest {
+                transactional_id: "a mover with a long name".into(),
+                call: TransactionCall::End { producer: TransactionProducer { producer_id: 1 << 48, epoch: 3 }, commit: true },
+            }),
+        ),
+        (Op::ListTransactions, open_body(&ListTransactions { reserved: 0 })),
+        (Op::TransactionsToCheck, open_body(&to_check("orders", 5))),
+        (Op::QueueStage, queue_stage(&[settlement(7, 2, Verb::Ack)])),
         (Op::Queue, open_body(&QueueRequest { queue: 5, partition: 3, call: QueueCall::Seek { offset: 4 } })),
     ]
 }
@@ -193,6 +206,32 @@ fn settlement(first: u64, count: u32, verb: Verb) -> Settlement {
 
 fn queue_settle(settlements: &[Settlement]) -> Vec<u8> {
     let head = QueueSettle { version: CONTROL_VERSION, reserved: 0, queue: 5, partition: 3, consumer: 2 };
+    let mut body = head.to_bytes().to_vec();
+    settlements.iter().for_each(|settlement| body.extend_from_slice(&settlement.to_bytes()));
+    body
+}
+
+fn to_check(group: &str, max: u32) -> TransactionsToCheck {
+    TransactionsToCheck { group: group.into(), shard: 1, max, max_wait_ms: u32::MAX }
+}
+
+#[test]
+fn checks_out_of_their_bounds_are_refused() {
+    check_refused(Op::TransactionsToCheck, &open_body(&to_check("", 1)), ErrorCode::InvalidArgument);
+    check_refused(Op::TransactionsToCheck, &open_body(&to_check("g", 0)), ErrorCode::InvalidArgument);
+    check_refused(Op::TransactionsToCheck, &open_body(&to_check("g", TO_CHECK_MAX + 1)), ErrorCode::InvalidArgument);
+    let init = |group: &str, after_ms| {
+        let call = TransactionCall::Init { timeout_ms: 100, check: Some(CheckBack { group: group.into(), after_ms }), current: None };
+        open_body(&TransactionRequest { transactional_id: "order 4711".into(), call })
+    };
+    check_refused(Op::Transaction, &init("g", 0), ErrorCode::InvalidArgument);
+    check_refused(Op::Transaction, &init("g", 101), ErrorCode::InvalidArgument);
+    check_refused(Op::Transaction, &init(&"g".repeat(256), 1), ErrorCode::InvalidArgument);
+}
+
+fn queue_stage(settlements: &[Settlement]) -> Vec<u8> {
+    let head =
+        QueueStage { version: CONTROL_VERSION, producer_epoch: 4, queue: 5, partition: 3, consumer: 2, producer_id: 99, reserved: 0 };
     let mut body = head.to_bytes().to_vec();
     settlements.iter().for_each(|settlement| body.extend_from_slice(&settlement.to_bytes()));
     body
@@ -312,8 +351,12 @@ fn requests_arrive_with_what_was_sent() {
             Request::Settle(settle) => {
                 let of = |s: &Settlement| format!("{}+{} {:?}", s.first, s.count, s.verb);
                 let settlements: Vec<_> = settle.settlements.iter().map(of).collect();
-                format!("settle {} {} {} {}", settle.queue, settle.partition, settle.consumer, settlements.join(", "))
+                let transaction = settle.transaction.map_or(String::new(), |of| format!(" in {}/{}", of.id.0, of.epoch));
+                format!("settle {} {} {} {}{transaction}", settle.queue, settle.partition, settle.consumer, settlements.join(", "))
             }
+            Request::Transaction(request) => format!("transaction {} {:?}", request.transactional_id, request.action),
+            Request::ListTransactions => "transactions".into(),
+            Request::ToCheck(ask) => format!("to check {} {} {} {}", ask.group, ask.shard, ask.max, ask.max_wait_ms),
             Request::Queue(request) => format!("queue {} {} {:?}", request.queue, request.partition, request.call),
             other => format!("{other:?}"),
         });
@@ -337,6 +380,10 @@ fn requests_arrive_with_what_was_sent() {
         "queues Some([\"q\"])",
         "receive 5 3 2 -1 10 1000 20",
         "settle 5 3 2 7+2 Ack, 9+1 Requeue",
+        "transaction a mover with a long name End { producer: ProducerKey { id: ProducerId(281474976710656), epoch: 3 }, commit: true, renews: true }",
+        "transactions",
+        "to check orders 1 5 60000",
+        "settle 5 3 2 7+2 Ack in 99/4",
         "queue 5 3 Seek { offset: 4 }",
     ];
     assert_eq!(seen, expected);

@@ -12,6 +12,8 @@
 //!   └─▶ blocked ── its key is free    dying (on its way to another topic)
 //! ```
 //!
+//! In flight is also what was acknowledged in a transaction that isn't decided ([`super::staged`]).
+//!
 //! *Ahead* costs nothing: everything from `next` on. So does what is settled below the floor.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -20,6 +22,8 @@ use std::sync::Arc;
 use ringmain_wire::queue::{Delayed, Overflow, QueueConfig, QueueState, Settlement, Verb};
 
 use super::ranges::{Ranges, Settled};
+use super::staged::{Staged, Where};
+use crate::request::transaction::ProducerKey;
 use crate::request::{Now, Origin};
 
 /// Added to the deliveries of a message that was rejected: whoever finds it in a log sends it away.
@@ -59,7 +63,7 @@ impl Place {
 
     /// The first of the next lower priority. `None` = there is none.
     pub fn next_level(self) -> Option<Place> {
-        ((self.0 >> OFFSET_BITS) + 1 <= 255).then(|| Place(((self.0 >> OFFSET_BITS) + 1) << OFFSET_BITS))
+        ((self.0 >> OFFSET_BITS) < 255).then(|| Place(((self.0 >> OFFSET_BITS) + 1) << OFFSET_BITS))
     }
 
     fn priority(self) -> u8 {
@@ -212,6 +216,12 @@ pub struct Unlogged {
     pub dropped: Vec<(u64, u64)>,
     /// Came back: they are ready when that is durable.
     pub returned: Vec<Returned>,
+    /// No messages. Known again from the records themselves; but where a cursor's floor moves the log's start, those may be gone.
+    pub void: Vec<(u64, u64)>,
+    /// Acknowledged in a transaction: whose, start, end.
+    pub staged: Vec<(ProducerKey, u64, u64)>,
+    /// Not any more: transactions that were aborted.
+    pub unstaged: Vec<ProducerKey>,
     /// Who waits for that: origin, settled, refused.
     pub answers: Vec<(Origin, u32, u32)>,
     /// Who waits for a count.
@@ -225,6 +235,9 @@ impl Unlogged {
             && self.dead.is_empty()
             && self.dropped.is_empty()
             && self.returned.is_empty()
+            && self.void.is_empty()
+            && self.staged.is_empty()
+            && self.unstaged.is_empty()
             && self.answers.is_empty()
             && self.counts.is_empty()
     }
@@ -234,8 +247,7 @@ impl Unlogged {
             End::Acked => &mut self.acked,
             End::Dead => &mut self.dead,
             End::Dropped => &mut self.dropped,
-            // Known again from the records themselves.
-            End::Void => return,
+            End::Void => &mut self.void,
         };
         match ranges.last_mut() {
             Some((_, last)) if *last == start => *last = until,
@@ -289,6 +301,8 @@ pub struct Saved {
     pub crashes: Vec<(u64, u16)>,
     /// Messages that found the queue full; maybe also some that never came.
     pub redirected: Ranges,
+    /// Acknowledged in transactions that aren't decided.
+    pub staged: BTreeMap<u64, ProducerKey>,
 }
 
 /// One queue in one partition.
@@ -305,6 +319,7 @@ pub struct Cursor {
     in_flight: BTreeMap<u64, InFlight>,
     /// Deliveries in vain, and when to try again; of messages in flight: before this delivery.
     history: BTreeMap<u64, (u16, i64)>,
+    staged: Option<Box<Staged>>,
     returning: u64,
     /// Grows when the cursor is moved: what is under way then is no longer its own.
     age: u64,
@@ -348,7 +363,7 @@ impl Cursor {
 
     /// As it was, but that nothing is in flight: what was has been delivered once more.
     pub fn restore(config: Arc<QueueConfig>, saved: Saved) -> Cursor {
-        let Saved { begin, tally, settled, history, mark, mut crashes, mut redirected } = saved;
+        let Saved { begin, tally, settled, history, mark, mut crashes, mut redirected, staged } = saved;
         let redirect_end = redirected.end();
         redirected.remove(0, settled.floor());
         settled.ranges_from(0).for_each(|(start, end)| redirected.remove(start, end));
@@ -375,6 +390,7 @@ impl Cursor {
             delayed: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             history,
+            staged: Staged::restore(&staged),
             returning: 0,
             age: 0,
             dying: VecDeque::new(),
@@ -437,6 +453,7 @@ impl Cursor {
             + self.key_of.len()
             + self.redirected.range_count()
             + self.sizes.len()
+            + self.staged_count()
     }
 
     /// Messages not settled, of a partition that ends at `end`.
@@ -540,6 +557,10 @@ impl Cursor {
         let offset = self.next;
         self.next += 1;
         if self.settled.contains(offset) {
+            return Admission::Kept;
+        }
+        if self.is_staged(offset) {
+            self.see_staged(offset, info);
             return Admission::Kept;
         }
         if !info.matches {
@@ -825,7 +846,7 @@ impl Cursor {
             if consumer.in_flight > 0 {
                 let held: Vec<u64> = self.in_flight.iter().filter(|(_, held)| held.consumer == slot).map(|(offset, _)| *offset).collect();
                 returned += held.len() as u64;
-                held.into_iter().for_each(|offset| self.give_back(offset, 0, now));
+                held.into_iter().for_each(|offset| self.let_go(offset, now));
             }
         }
         returned
@@ -841,7 +862,7 @@ impl Cursor {
         let mut from = settlement.first;
         while let Some((&offset, held)) = self.in_flight.range(from..end).next() {
             from = offset + 1;
-            if held.consumer != slot {
+            if held.consumer != slot || self.is_staged(offset) {
                 continue;
             }
             settled += 1;
@@ -856,6 +877,120 @@ impl Cursor {
             }
         }
         (settled, u32::from(settled == 0 && settlement.count == 1))
+    }
+
+    // ---- transactions ---------------------------------------------------------------------------------
+
+    /// A consumer acknowledges messages in a transaction. `(settled, refused)`.
+    pub fn stage(&mut self, slot: Option<u32>, settlement: &Settlement, producer: ProducerKey) -> (u32, u32) {
+        let end = settlement.first.saturating_add(u64::from(settlement.count));
+        let Some(slot) = slot else { return (0, u32::from(settlement.count == 1)) };
+        let mut settled = 0;
+        for (&offset, held) in self.in_flight.range(settlement.first..end) {
+            let staged = self.staged.get_or_insert_default();
+            if held.consumer != slot || staged.of(offset).is_some_and(|of| of != producer) {
+                continue;
+            }
+            settled += 1;
+            if staged.contains(offset) {
+                continue;
+            }
+            staged.insert(offset, producer);
+            match self.unlogged.staged.last_mut() {
+                Some((of, _, last)) if *of == producer && *last == offset => *last = offset + 1,
+                _ => self.unlogged.staged.push((producer, offset, offset + 1)),
+            }
+        }
+        (settled, u32::from(settled == 0 && settlement.count == 1))
+    }
+
+    /// A transaction of `producer` is decided: what it has staged is acknowledged, or as it would be without.
+    pub fn decide(&mut self, producer: ProducerKey, commit: bool, now: Now) {
+        let Some(taken) = self.staged.as_deref_mut().map(|staged| staged.take(producer)).filter(|taken| !taken.is_empty()) else { return };
+        if self.staged_count() == 0 {
+            self.staged = None;
+        }
+        if !commit {
+            self.unlogged.unstaged.push(producer);
+        }
+        for (offset, at) in taken {
+            if commit {
+                self.forget_flight(offset);
+                self.end(offset, End::Acked);
+                continue;
+            }
+            match at {
+                Where::Held => {
+                    let deadline_ms = self.in_flight.get(&offset).map_or(u64::MAX, |held| held.deadline_ms);
+                    self.first_deadline_ms = self.first_deadline_ms.min(deadline_ms);
+                }
+                Where::Left { deliveries, priority } => self.come_back(offset, deliveries, priority, 0, now),
+                Where::Unseen if offset >= self.next => {}
+                Where::Unseen => self.ready_again(offset, 0),
+                Where::Seen { priority } => self.ready_again(offset, priority),
+            }
+        }
+    }
+
+    fn ready_again(&mut self, offset: u64, priority: u8) {
+        let deliveries = self.deliveries_before(offset);
+        match self.death_of(deliveries) {
+            Some(death) => self.dying.push_back(Dying { offset, deliveries: deliveries & !REJECTED, death }),
+            None => drop(self.ready.insert(Place::new(priority, offset))),
+        }
+    }
+
+    /// The feeder comes to a message that was staged before a crash.
+    fn see_staged(&mut self, offset: u64, info: RecordInfo) {
+        let priority = self.level(info.priority);
+        if let Some(staged) = &mut self.staged {
+            staged.put(offset, Where::Seen { priority });
+        }
+        if self.config.max_bytes.is_some() {
+            self.sizes.insert(offset, info.bytes);
+            self.bytes += u64::from(info.bytes);
+        }
+        if let Some(key) = info.key.filter(|key| !self.keys.contains_key(key)) {
+            self.lock(key, offset);
+        }
+    }
+
+    /// The consumer has gone that had the message.
+    fn let_go(&mut self, offset: u64, now: Now) {
+        if !self.is_staged(offset) {
+            return self.give_back(offset, 0, now);
+        }
+        if let (Some(held), Some(staged)) = (self.forget_flight(offset), &mut self.staged) {
+            staged.put(offset, Where::Left { deliveries: held.deliveries, priority: held.priority });
+        }
+    }
+
+    fn is_staged(&self, offset: u64) -> bool {
+        self.staged.as_deref().is_some_and(|staged| staged.contains(offset))
+    }
+
+    /// Whether a transaction of this producer has staged something here.
+    pub fn has_staged(&self, producer: ProducerKey) -> bool {
+        self.staged.as_deref().is_some_and(|staged| staged.has(producer))
+    }
+
+    /// Staged messages.
+    pub fn staged_count(&self) -> usize {
+        self.staged.as_deref().map_or(0, Staged::len)
+    }
+
+    /// Messages in flight that can be staged.
+    pub fn unstaged_count(&self) -> usize {
+        self.in_flight.len() + self.staged_away() - self.staged_count()
+    }
+
+    fn staged_away(&self) -> usize {
+        self.staged.as_deref().map_or(0, Staged::away)
+    }
+
+    /// Staged messages from `from` on.
+    pub fn staged_from(&self, from: u64) -> impl Iterator<Item = (u64, ProducerKey)> {
+        self.staged.as_deref().into_iter().flat_map(move |staged| staged.from(from))
     }
 
     /// Who settled is answered when all that isn't logged yet is durable.
@@ -887,11 +1022,15 @@ impl Cursor {
     /// Ends a delivery without success.
     fn give_back(&mut self, offset: u64, delay_ms: u64, now: Now) {
         let Some(held) = self.forget_flight(offset) else { return };
-        let wait_ms = self.config.backoff.wait_ms(u32::from(held.deliveries)).max(delay_ms).min(i64::MAX as u64 / 2);
+        self.come_back(offset, held.deliveries, held.priority, delay_ms, now);
+    }
+
+    fn come_back(&mut self, offset: u64, delivered: u16, priority: u8, delay_ms: u64, now: Now) {
+        let wait_ms = self.config.backoff.wait_ms(u32::from(delivered)).max(delay_ms).min(i64::MAX as u64 / 2);
         let due_ms = if wait_ms == 0 { 0 } else { now.wall_ms.saturating_add(wait_ms as i64) };
         self.returning += 1;
         let deliveries = self.one_more(offset);
-        self.unlogged.returned.push(Returned { offset, deliveries, due_ms, priority: held.priority });
+        self.unlogged.returned.push(Returned { offset, deliveries, due_ms, priority });
     }
 
     /// Its deliveries in vain, with the one that ends. What crashes add isn't among them: it is added where they are counted.
@@ -1023,9 +1162,14 @@ impl Cursor {
     /// What was settled before is passed over.
     fn settle_range(&mut self, start: u64, end: u64, how: End) {
         let added = self.settled.insert(start, end);
+        if let Some(staged) = &mut self.staged {
+            staged.remove(start, end);
+        }
         if added > 0 {
             self.tally.add(how, added);
-            self.unlogged.push(how, start, end);
+            if how != End::Void || self.config.drop_acked {
+                self.unlogged.push(how, start, end);
+            }
             self.redirected.remove(start, end);
             self.forget_sizes(start, end);
         }
@@ -1057,9 +1201,13 @@ impl Cursor {
         }
         let now_ms = now.monotonic_us / 1_000;
         if self.first_deadline_ms <= now_ms && self.deadlines_after_us <= now.monotonic_us {
-            let late: Vec<u64> = self.in_flight.iter().filter(|(_, held)| held.deadline_ms <= now_ms).map(|(offset, _)| *offset).collect();
+            // The deadline of what is staged has no effect before the decision.
+            let runs = |cursor: &Cursor, offset: u64| !cursor.is_staged(offset);
+            let held = self.in_flight.iter().filter(|(offset, _)| runs(self, **offset));
+            let late: Vec<u64> = held.filter(|(_, held)| held.deadline_ms <= now_ms).map(|(offset, _)| *offset).collect();
             late.into_iter().for_each(|offset| self.give_back(offset, 0, now));
-            self.first_deadline_ms = self.in_flight.values().map(|held| held.deadline_ms).min().unwrap_or(u64::MAX);
+            let held = self.in_flight.iter().filter(|(offset, _)| runs(self, **offset));
+            self.first_deadline_ms = held.map(|(_, held)| held.deadline_ms).min().unwrap_or(u64::MAX);
             self.deadlines_after_us = now.monotonic_us + DEADLINES_EVERY_US;
         }
     }
@@ -1099,22 +1247,23 @@ impl Cursor {
     /// Settles everything that isn't in flight, up to `end`. Says how many.
     pub fn purge(&mut self, end: u64) -> u64 {
         let before = self.tally.acked;
-        let held: Vec<u64> = self.in_flight.keys().copied().collect();
+        let mut held: BTreeSet<u64> = self.in_flight.keys().copied().collect();
+        held.extend(self.staged_from(0).map(|(offset, _)| offset));
         self.ready.clear();
         self.delayed.clear();
         self.dying.clear();
         self.blocked = 0;
         self.keys.values_mut().for_each(|lock| lock.behind.clear());
         let mut from = self.settled.floor();
-        for offset in held.into_iter().chain([end]) {
+        for offset in held.iter().copied().chain([end]) {
             if from < offset.min(end) {
                 self.settle_gaps(from, offset.min(end), End::Acked);
             }
             from = from.max(offset + 1);
         }
         self.next = self.next.max(end);
-        self.history.retain(|offset, _| self.in_flight.contains_key(offset));
-        let gone: Vec<u64> = self.key_of.keys().copied().filter(|offset| !self.in_flight.contains_key(offset)).collect();
+        self.history.retain(|offset, _| held.contains(offset));
+        let gone: Vec<u64> = self.key_of.keys().copied().filter(|offset| !held.contains(offset)).collect();
         gone.into_iter().for_each(|offset| self.unlock(offset));
         self.tally.acked - before
     }
@@ -1181,7 +1330,7 @@ impl Cursor {
             }
             let offset = from;
             from += 1;
-            if self.in_flight.contains_key(&offset) || self.dying.iter().any(|dying| dying.offset == offset) {
+            if self.in_flight.contains_key(&offset) || self.is_staged(offset) || self.dying.iter().any(|dying| dying.offset == offset) {
                 continue;
             }
             if offset >= self.next {
@@ -1218,7 +1367,7 @@ impl Cursor {
     /// In numbers, in a partition that ends at `end`.
     pub fn state(&self, end: u64, waiting: u32) -> QueueState {
         let unsettled = self.length(end);
-        let in_flight = self.in_flight.len() as u64;
+        let in_flight = (self.in_flight.len() + self.staged_away()) as u64;
         let delayed = self.delayed.len() as u64 + self.returning + self.dying.len() as u64 + self.leaving + self.blocked as u64;
         QueueState {
             floor: self.floor(),
@@ -1240,6 +1389,12 @@ impl Cursor {
     /// Nothing is delivered any more and the log is about to end: what is in flight has been delivered, nothing else has.
     pub fn settle_down(&mut self) {
         for offset in std::mem::take(&mut self.in_flight).into_keys() {
+            let deliveries = self.one_more(offset);
+            self.history.insert(offset, (deliveries, 0));
+        }
+        let left = self.staged.iter().flat_map(|staged| staged.places());
+        let left: Vec<u64> = left.filter(|(_, at)| matches!(at, Where::Left { .. })).map(|(offset, _)| offset).collect();
+        for offset in left {
             let deliveries = self.one_more(offset);
             self.history.insert(offset, (deliveries, 0));
         }
@@ -1282,6 +1437,11 @@ impl Cursor {
         assert!(self.delayed.iter().all(|(_, place)| !self.settled.contains(place.offset())));
         let held: u64 = self.slots.iter().flatten().map(|consumer| consumer.in_flight).sum();
         assert_eq!(held, self.in_flight.len() as u64);
+        for (offset, at) in self.staged.iter().flat_map(|staged| staged.places()) {
+            assert_eq!(self.in_flight.contains_key(&offset), at == Where::Held, "staged {offset} {at:?}");
+            assert!(!self.settled.contains(offset), "staged {offset} is settled");
+            assert!(!self.ready.iter().any(|place| place.offset() == offset), "staged {offset} is ready");
+        }
     }
 }
 
@@ -1291,6 +1451,9 @@ impl Saved {
         let added = self.settled.insert(start, end);
         self.tally.add(how, added);
         self.redirected.remove(start, end);
+        if !self.staged.is_empty() {
+            self.staged.retain(|offset, _| !(start..end).contains(offset));
+        }
         if end - start == 1 {
             self.history.remove(&start);
         } else {

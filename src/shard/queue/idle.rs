@@ -1,6 +1,6 @@
-//! Queues that expire: without consumers, and neither received from nor settled in nor asked about for a time. Every partition knows when it
-//! was used last. That of index 0 asks the others, one after the other; when nobody uses any, shard 0 deletes the queue. Nothing of this
-//! is logged: after a start the time counts anew.
+//! Queues that expire: without consumers and acknowledgements in open transactions, and neither received from nor settled in nor asked about
+//! for a time. Every partition knows when it was used last. That of index 0 asks the others, one after the other; when nobody uses any, shard 0
+//! deletes the queue. Nothing of this is logged: after a start the time counts anew.
 
 use ringmain_wire::PartitionId;
 use ringmain_wire::control::PartitionPlace;
@@ -57,7 +57,7 @@ pub(super) fn partitions(config: &QueueConfig, places: &[PartitionPlace]) -> Vec
 /// So much longer must nobody use the queue here; `None` = it doesn't expire.
 fn left_us(slot: &Slot, now: Now) -> Option<u64> {
     let expires_us = slot.cursor.config().expires_ms?.saturating_mul(1_000);
-    let is_used = slot.cursor.consumer_count() > 0 || !slot.waiters.is_empty();
+    let is_used = slot.cursor.consumer_count() > 0 || slot.cursor.staged_count() > 0 || !slot.waiters.is_empty();
     let used_us = if is_used || slot.idle.used_us == 0 { now.monotonic_us } else { slot.idle.used_us };
     Some(used_us.saturating_add(expires_us).saturating_sub(now.monotonic_us))
 }
@@ -66,7 +66,7 @@ impl Shard {
     /// Takes the next step towards the end of a queue that nobody uses.
     pub(super) fn expire_queue(&mut self, index: u32, slot: &mut Slot, now: Now) {
         let Some(left_us) = left_us(slot, now) else { return };
-        if slot.idle.used_us == 0 || slot.cursor.consumer_count() > 0 {
+        if slot.idle.used_us == 0 || slot.cursor.consumer_count() > 0 || slot.cursor.staged_count() > 0 {
             slot.idle.used(now);
         }
         if left_us > 0 || slot.idle.is_asking || slot.idle.ask_us > now.monotonic_us {
@@ -88,7 +88,7 @@ impl Shard {
         let at_us = now.monotonic_us.saturating_add(left_us(slot, now)?).max(slot.idle.ask_us);
         let decides = || self.queues.queues.get(&slot.queue).is_some_and(|known| known.partitions.first() == Some(&slot.partition));
         // A consumer that leaves wakes the cursor.
-        (slot.cursor.consumer_count() == 0 && !slot.idle.is_asking && decides()).then_some(at_us)
+        (slot.cursor.consumer_count() == 0 && slot.cursor.staged_count() == 0 && !slot.idle.is_asking && decides()).then_some(at_us)
     }
 
     /// How much longer the queue must be idle here to expire.

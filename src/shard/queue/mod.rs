@@ -12,6 +12,7 @@
 //! | `catalog` | names, numbers and settings of queues |
 //! | `cursor` | one queue in one partition: the states of its messages |
 //! | `ranges` | settled offsets above a floor |
+//! | `staged` | acknowledgements in transactions |
 //! | `feed` | records out of stored frames |
 //! | `expiry` | messages that expire while nobody receives |
 //! | `filter` | which messages a queue takes |
@@ -32,6 +33,7 @@ pub mod idle;
 pub mod persist;
 mod ranges;
 pub mod serve;
+mod staged;
 #[cfg(test)]
 mod tests;
 

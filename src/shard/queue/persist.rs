@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 
-use ringmain_wire::PartitionId;
+use ringmain_wire::{PartitionId, ProducerId};
 
 use super::super::state_record::{
-    QueueHeadPiece, QueueMarkPiece, QueuePartsPiece, QueueRedirectedPiece, QueueSettledPiece, ReturnedPiece, StateRecord,
+    QueueHeadPiece, QueueMarkPiece, QueuePartsPiece, QueueRedirectedPiece, QueueSettledPiece, QueueStagedPiece, QueueUnstagedPiece,
+    QueueVoidPiece, ReturnedPiece, StateRecord,
 };
 use super::QueueTable;
 use super::cursor::{Cursor, End, Returned, Saved, Tally, Unlogged};
 use super::ranges::Settled;
 use crate::request::queue::QueueId;
+use crate::request::transaction::ProducerKey;
 
 /// Ranges and returned messages of one record: together well below 256 KiB.
 const ENTRIES_PER_RECORD: usize = 4_096;
@@ -35,6 +37,9 @@ enum Part {
         from: u64,
     },
     Redirected {
+        from: u64,
+    },
+    Staged {
         from: u64,
     },
 }
@@ -94,7 +99,19 @@ pub fn next_pieces(table: &QueueTable, place: &CursorPlace, bytes: usize) -> (Ve
                         records.push(redirected(key, first, ranges));
                         Part::Redirected { from: last }
                     }
-                    _ => {
+                    _ => Part::Staged { from: 0 },
+                }
+            }
+            Part::Staged { from } => {
+                let staged: Vec<_> = cursor.staged_from(from).take(ENTRIES_PER_RECORD).collect();
+                match staged.last().map(|(last, _)| *last) {
+                    Some(last) => {
+                        written += staged.len() * ENTRY_BYTES;
+                        let ranges: Vec<_> = staged.iter().map(|(offset, producer)| (*producer, *offset, offset + 1)).collect();
+                        records.extend(staged_records(key.1.0, key.0.0, &ranges));
+                        Part::Staged { from: last + 1 }
+                    }
+                    None => {
                         place.from = (key.0, QueueId(queue + 1));
                         Part::Head
                     }
@@ -127,10 +144,39 @@ pub fn redirected(key: (PartitionId, QueueId), from: u64, ranges: Vec<(u64, u64)
     StateRecord::QueueRedirected(Box::new(QueueRedirectedPiece { queue: key.1.0, partition: key.0.0, from, ranges }))
 }
 
-/// What has happened, in records of a bounded size; the order among them doesn't matter.
+/// One record per producer, in order of the first of each.
+fn staged_records(queue: u32, partition: u32, staged: &[(ProducerKey, u64, u64)]) -> Vec<StateRecord> {
+    let mut by_producer: Vec<(ProducerKey, Vec<(u64, u64)>)> = Vec::new();
+    let mut place_of = HashMap::new();
+    for (producer, start, end) in staged {
+        let place = *place_of.entry(*producer).or_insert(by_producer.len());
+        if place == by_producer.len() {
+            by_producer.push((*producer, Vec::new()));
+        }
+        by_producer[place].1.push((*start, *end));
+    }
+    let record = |(producer, staged): (ProducerKey, Vec<(u64, u64)>)| {
+        let ProducerKey { id, epoch } = producer;
+        StateRecord::QueueStaged(Box::new(QueueStagedPiece { queue, partition, producer_id: id.0, producer_epoch: epoch, staged }))
+    };
+    by_producer.into_iter().map(record).collect()
+}
+
+/// What has happened, in records of a bounded size. First what was staged, last which transactions were aborted, so that neither is
+/// forgotten nor found again; the order of the others doesn't matter.
 pub fn settled(key: (PartitionId, QueueId), unlogged: &Unlogged) -> Vec<StateRecord> {
     let (queue, partition) = (key.1.0, key.0.0);
-    let mut records = Vec::new();
+    let mut records: Vec<StateRecord> = Vec::new();
+    for chunk in unlogged.staged.chunks(ENTRIES_PER_RECORD) {
+        records.extend(staged_records(queue, partition, chunk));
+    }
+    for chunk in unlogged.void.chunks(ENTRIES_PER_RECORD) {
+        records.push(StateRecord::QueueVoid(Box::new(QueueVoidPiece { queue, partition, void: chunk.to_vec() })));
+    }
+    let unstaged = unlogged.unstaged.iter().map(|producer| {
+        let ProducerKey { id, epoch } = *producer;
+        StateRecord::QueueUnstaged(Box::new(QueueUnstagedPiece { queue, partition, producer_id: id.0, producer_epoch: epoch }))
+    });
     let mut push = |acked: &[(u64, u64)], dead: &[(u64, u64)], dropped: &[(u64, u64)], returned: &[Returned]| {
         records.push(StateRecord::QueueSettled(Box::new(QueueSettledPiece {
             queue,
@@ -142,17 +188,15 @@ pub fn settled(key: (PartitionId, QueueId), unlogged: &Unlogged) -> Vec<StateRec
         })));
     };
     let total = unlogged.acked.len() + unlogged.dead.len() + unlogged.dropped.len() + unlogged.returned.len();
-    if total == 0 {
-        return records;
-    }
-    if total <= ENTRIES_PER_RECORD {
+    if (1..=ENTRIES_PER_RECORD).contains(&total) {
         push(&unlogged.acked, &unlogged.dead, &unlogged.dropped, &unlogged.returned);
-        return records;
+    } else {
+        unlogged.acked.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(chunk, &[], &[], &[]));
+        unlogged.dead.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(&[], chunk, &[], &[]));
+        unlogged.dropped.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(&[], &[], chunk, &[]));
+        unlogged.returned.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(&[], &[], &[], chunk));
     }
-    unlogged.acked.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(chunk, &[], &[], &[]));
-    unlogged.dead.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(&[], chunk, &[], &[]));
-    unlogged.dropped.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(&[], &[], chunk, &[]));
-    unlogged.returned.chunks(ENTRIES_PER_RECORD).for_each(|chunk| push(&[], &[], &[], chunk));
+    records.extend(unstaged);
     records
 }
 
@@ -186,6 +230,7 @@ impl SavedCursors {
                 let saved = self.cursors.entry((partition, queue)).or_default();
                 for (start, end) in settled {
                     saved.settled.insert(start, end);
+                    saved.staged.retain(|offset, _| !(start..end).contains(offset));
                 }
                 saved.history.extend(returned.into_iter().map(|it| (it.offset, (it.deliveries, it.due_ms))));
             }
@@ -206,6 +251,26 @@ impl SavedCursors {
                 let saved = self.cursors.entry((partition, queue)).or_default();
                 saved.redirected.cut(from);
                 ranges.into_iter().for_each(|(start, end)| saved.redirected.push(start, end));
+            }
+            StateRecord::QueueStaged(piece) => {
+                let QueueStagedPiece { queue, partition, producer_id, producer_epoch, staged } = *piece;
+                let saved = self.cursors.entry((partition, queue)).or_default();
+                let producer = ProducerKey { id: ProducerId(producer_id), epoch: producer_epoch };
+                for offset in staged.into_iter().flat_map(|(start, end)| start..end) {
+                    if !saved.settled.contains(offset) {
+                        saved.staged.insert(offset, producer);
+                    }
+                }
+            }
+            StateRecord::QueueVoid(piece) => {
+                let QueueVoidPiece { queue, partition, void } = *piece;
+                let saved = self.cursors.entry((partition, queue)).or_default();
+                void.into_iter().for_each(|(start, end)| saved.end(start, end, End::Void));
+            }
+            StateRecord::QueueUnstaged(piece) => {
+                let QueueUnstagedPiece { queue, partition, producer_id, producer_epoch } = *piece;
+                let saved = self.cursors.entry((partition, queue)).or_default();
+                saved.staged.retain(|_, producer| producer.id.0 != producer_id || producer.epoch > producer_epoch);
             }
             StateRecord::QueueMark(piece) => {
                 let QueueMarkPiece { queue, partition, mark, crashes } = *piece;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ringmain_wire::control::PartitionPlace;
 use ringmain_wire::frame::{Identity, flags};
-use ringmain_wire::queue::{AlterQueue, CreateQueue, DeliveryView, Overflow, QueueAnswer, QueueCall, name};
+use ringmain_wire::queue::{AlterQueue, CreateQueue, DeliveryView, Overflow, QueueAnswer, QueueCall, Verb, name};
 use ringmain_wire::record::{HeadersBuilder, headers};
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, RecordBatchBuilder, TopicId, control};
 
@@ -12,10 +12,12 @@ use super::catalog::QueuePiece;
 use super::cursor::{Admission, ConsumerKey, Cursor, Dying, End, Place, RecordInfo, Returned};
 use super::feed::{Found, Reading, Shown, Walker, info};
 use super::filter::Filter;
+use super::staged::STAGED_MAX;
 use super::{Piece, Queue, Slot, Waiter, idle, persist};
 use crate::device::Slice;
 use crate::log::{Located, ReadError};
 use crate::request::queue::{Forward, QueueId, QueueReply, QueueRequest, Receive, Settle};
+use crate::request::transaction::{ProducerKey, slot_of_producer};
 use crate::request::{Extent, Failure, Now, Origin, Reply, Request};
 use crate::shard::catalog::{Catalog, CatalogChange};
 use crate::shard::read::ReadFor;
@@ -306,7 +308,10 @@ impl Shard {
     }
 
     /// What becomes of messages.
-    pub(in crate::shard) fn settle(&mut self, origin: Origin, settle: &Settle, now: Now) {
+    pub(in crate::shard) fn settle(&mut self, origin: Origin, settle: &Arc<Settle>, now: Now) {
+        if let Some(producer) = settle.transaction {
+            return self.stage_settled(origin, settle, producer, false, now);
+        }
         let index = match self.queue_slot(settle.partition, settle.queue) {
             Ok(index) => index,
             Err(failure) => return self.fail(origin, failure),
@@ -323,6 +328,71 @@ impl Shard {
         slot.cursor.answer_later(origin, settled, refused);
         self.queues.settled += u64::from(settled);
         self.queues.mark_dirty(index);
+    }
+
+    /// Acknowledged in a transaction. `is_confirmed`: the coordinator says that the partition takes part.
+    pub(in crate::shard) fn stage_settled(
+        &mut self,
+        origin: Origin,
+        settle: &Arc<Settle>,
+        producer: ProducerKey,
+        is_confirmed: bool,
+        now: Now,
+    ) {
+        let index = match self.queue_slot(settle.partition, settle.queue) {
+            Ok(index) => index,
+            Err(failure) => return self.fail(origin, failure),
+        };
+        if slot_of_producer(producer.id).is_none() {
+            return self.fail(origin, ErrorCode::ProducerMismatch.into());
+        }
+        if settle.settlements.iter().any(|settlement| settlement.verb != Verb::Ack) {
+            let message = "a transaction takes acknowledgements; give back or reject the message without it";
+            return self.fail(origin, Failure::new(ErrorCode::InvalidArgument, message));
+        }
+        let is_open = self.queues.get_mut(index).is_some_and(|slot| slot.cursor.has_staged(producer));
+        if !is_confirmed && (!is_open || self.is_parked(settle.partition, producer)) {
+            return self.park_settle(origin, settle, producer);
+        }
+        let Some(slot) = self.queues.get_mut(index) else { return };
+        slot.idle.used(now);
+        let named = settle.settlements.iter().map(|settlement| settlement.count as usize).sum::<usize>();
+        if slot.cursor.staged_count() + named.min(slot.cursor.unstaged_count()) > STAGED_MAX {
+            let message = format!("a queue takes up to {STAGED_MAX} acknowledgements in open transactions per partition; end some");
+            return self.fail(origin, Failure::new(ErrorCode::LimitExceeded, message));
+        }
+        let consumer = slot.cursor.consumer(&ConsumerKey::new(&origin, settle.consumer));
+        let (mut settled, mut refused) = (0u32, 0u32);
+        for settlement in &settle.settlements {
+            let (more, less) = slot.cursor.stage(consumer, settlement, producer);
+            settled = settled.saturating_add(more);
+            refused = refused.saturating_add(less);
+        }
+        slot.cursor.answer_later(origin, settled, refused);
+        self.queues.mark_dirty(index);
+    }
+
+    /// A transaction is decided for every queue over the partition. Logged when this returns true; else it is to be done again.
+    pub(in crate::shard) fn decide_staged(&mut self, partition: PartitionId, producer: ProducerKey, commit: bool, now: Now) -> bool {
+        let range = self.queues.index.range((partition, QueueId(0))..=(partition, QueueId(u32::MAX)));
+        let slots: Vec<u32> = range.map(|(_, slot)| *slot).collect();
+        for index in slots {
+            let Some(mut slot) = self.queues.slots.get_mut(index as usize).and_then(Option::take) else { continue };
+            let before = slot.cursor.staged_count();
+            slot.cursor.decide(producer, commit, now);
+            if commit {
+                self.queues.settled += (before - slot.cursor.staged_count()) as u64;
+            }
+            // Also what a try before has left unlogged.
+            let is_logged = !slot.cursor.has_unlogged()
+                || ((slot.is_head_logged || self.log_head(&mut slot, now)) && self.log_settled(index, &mut slot, now));
+            self.queues.slots[index as usize] = Some(slot);
+            self.queues.mark_dirty(index);
+            if !is_logged {
+                return false;
+            }
+        }
+        true
     }
 
     /// Anything else about a queue.

@@ -8,10 +8,11 @@ use ringmain_wire::queue::{
     AlterQueue, Backoff, CreateQueue, Deliveries, Overflow, QueueAnswer, QueueCall, QueueConfig, QueueState, Settlement, Verb, name,
 };
 use ringmain_wire::record::{HeadersBuilder, headers};
-use ringmain_wire::{ErrorCode, PartitionId, RecordBatchBuilder, Records};
+use ringmain_wire::{ErrorCode, PartitionId, ProducerId, RecordBatchBuilder, Records};
 
 use crate::device::sim::{SimDisk, SimOptions};
 use crate::request::queue::{QueueId, QueueReply, QueueRequest, Receive, Settle};
+use crate::request::transaction::{ProducerKey, TransactionAction, TransactionPhase, TransactionReply, TransactionRequest};
 use crate::request::{FetchData, Reply, Request};
 use crate::shard::tests::{Rig, shard_config, start};
 
@@ -41,6 +42,10 @@ struct Got {
 const QUEUE: QueueId = QueueId(1);
 
 fn frame_of(partition: u32, messages: &[Message]) -> Vec<u8> {
+    frame_as(Identity { flags: flags::QUEUE_HEADERS, ..Identity::plain(PartitionId(partition)) }, messages)
+}
+
+fn frame_as(identity: Identity, messages: &[Message]) -> Vec<u8> {
     let mut builder = RecordBatchBuilder::new();
     for message in messages {
         let mut headers = HeadersBuilder::default();
@@ -58,7 +63,7 @@ fn frame_of(partition: u32, messages: &[Message]) -> Vec<u8> {
         }
         builder.push(0, message.key.as_deref().map(str::as_bytes), Some(message.value.as_bytes()), headers.as_bytes());
     }
-    builder.finish(Identity { flags: flags::QUEUE_HEADERS, ..Identity::plain(PartitionId(partition)) }).to_vec()
+    builder.finish(identity).to_vec()
 }
 
 impl Rig {
@@ -90,7 +95,7 @@ impl Rig {
 
     fn send_settle(&mut self, connection: u32, consumer: u32, settlements: Vec<Settlement>) -> u64 {
         let partition = PartitionId(self.queue_partition());
-        self.send_from(connection, &Request::Settle(Settle { queue: QUEUE, partition, consumer, settlements }.into()))
+        self.send_from(connection, &Request::Settle(Settle { queue: QUEUE, partition, consumer, transaction: None, settlements }.into()))
     }
 
     fn settle_one(&mut self, connection: u32, consumer: u32, offset: u64, verb: Verb) -> (u32, u32) {
@@ -797,6 +802,199 @@ fn cold_messages_are_read_again() {
     assert_eq!(values(&rig.receive(1, 1, 2)), ["b", "a"]);
 }
 
+#[test]
+fn what_is_staged_waits_for_the_decision_through_everything() {
+    let mut rig = rig(QueueConfig { ack_timeout_ms: 100, ..QueueConfig::default() });
+    rig.publish(&["a", "b", "c", "d"].map(message));
+    assert_eq!(rig.receive(1, 1, 3).len(), 3);
+    let first = rig.init("t");
+    assert_eq!(rig.stage(1, 1, first, &[0, 1]), Ok((2, 0)));
+    assert_eq!(rig.stage(1, 1, first, &[1]), Ok((1, 0)), "said twice");
+    assert_eq!(rig.stage(2, 1, first, &[2]), Ok((0, 1)), "another's");
+    let other = rig.init("other");
+    assert_eq!(rig.stage(1, 1, other, &[1]), Ok((0, 1)), "in another transaction");
+    assert_eq!(rig.settle_one(1, 1, 0, Verb::Ack), (0, 1), "nobody but the decision changes it");
+    assert_eq!(rig.settle_one(1, 1, 1, Verb::Requeue), (0, 1));
+    // Its time is over: what isn't staged comes back.
+    rig.pass(200_000);
+    rig.turns(20);
+    let got = rig.receive(2, 1, 9);
+    assert_eq!((values(&got), got[0].deliveries), (vec!["c", "d"], 2));
+    assert_eq!(rig.queue_state().in_flight, 4);
+    // Aborted: it is as it was, at its consumer, whose time is over.
+    let second = rig.end("t", first, false).expect("aborted");
+    assert_eq!(rig.stage(1, 1, first, &[0]), Err(ErrorCode::InvalidTransactionState), "late");
+    rig.pass(60_000);
+    rig.turns(20);
+    let got = rig.receive(1, 1, 9);
+    assert_eq!(values(&got), ["a", "b"]);
+    assert!(got.iter().all(|got| got.deliveries == 2), "{got:?}");
+    // The consumer goes, and the broker; the acknowledgement stays.
+    assert_eq!(rig.stage(1, 1, second, &[0]), Ok((1, 0)));
+    rig.shard.cancel(0, 1, 0, rig.now);
+    assert_eq!(values(&rig.receive(3, 1, 9)), ["b"]);
+    let mut rig = rig.power_cut();
+    let got = rig.receive(1, 1, 9);
+    assert_eq!(values(&got), ["b", "c", "d"]);
+    assert_eq!(rig.queue_state().in_flight, 4);
+    rig.stop();
+    let mut rig = rig.kill();
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["b", "c", "d"]);
+    let third = rig.end("t", second, true).expect("committed");
+    let state = rig.queue_state();
+    assert_eq!((state.acked, state.in_flight, state.floor), (1, 3, 1));
+    assert_eq!(rig.end("t", second, true), Ok(third), "asked again");
+    let mut rig = rig.power_cut();
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["b", "c", "d"], "what is committed stays so");
+}
+
+#[test]
+fn what_was_staged_comes_back_when_its_transaction_is_open_for_too_long() {
+    for crashes in [false, true] {
+        let mut rig =
+            rig(QueueConfig { priorities: 3, delivery_limit: Some(2), dead_letter: Some("dead".into()), ..QueueConfig::default() });
+        rig.publish(&[message("low"), Message { priority: 2, ..message("high") }]);
+        assert_eq!(rig.receive(1, 1, 2).len(), 2);
+        let producer = rig.init("t");
+        assert_eq!(rig.stage(1, 1, producer, &[0, 1]), Ok((2, 0)));
+        if crashes {
+            rig = rig.power_cut();
+            assert_eq!(rig.receive(1, 1, 2), []);
+        } else {
+            rig.shard.cancel(0, 1, 0, rig.now);
+        }
+        rig.pass(u64::from(TRANSACTION_TIMEOUT_MS) * 1_000);
+        rig.turns(100);
+        let got = rig.receive(2, 1, 2);
+        assert_eq!(values(&got), ["high", "low"]);
+        assert!(got.iter().all(|got| got.deliveries == 2), "{got:?}");
+        assert_eq!(rig.end("t", producer, true), Err(ErrorCode::InvalidTransactionState));
+        // Delivered as often as they may be.
+        let next = rig.init("t");
+        assert_eq!(rig.stage(2, 1, next, &[0, 1]), Ok((2, 0)));
+        rig.shard.cancel(0, 2, 0, rig.now);
+        rig.end("t", next, false).expect("aborted");
+        rig.settle();
+        assert_eq!(rig.topic_records("dead").len(), 2);
+        assert_eq!(rig.queue_state().dead_lettered, 2);
+    }
+}
+
+#[test]
+fn a_key_stays_busy_until_the_decision() {
+    let mut rig = rig(QueueConfig { key_ordered: true, ..QueueConfig::default() });
+    let of = |value: &str| Message { key: Some("k".into()), ..message(value) };
+    rig.publish(&[of("a"), of("b")]);
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["a"]);
+    let producer = rig.init("t");
+    assert_eq!(rig.stage(1, 1, producer, &[0]), Ok((1, 0)));
+    let mut rig = rig.kill();
+    assert_eq!(rig.receive(1, 1, 9), []);
+    rig.end("t", producer, true).expect("committed");
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["b"]);
+}
+
+#[test]
+fn purged_cut_and_moved_with_something_staged() {
+    let mut rig = rig(QueueConfig::default());
+    rig.publish(&["a", "b", "c", "d"].map(message));
+    assert_eq!(rig.receive(1, 1, 2).len(), 2);
+    let producer = rig.init("t");
+    assert_eq!(rig.stage(1, 1, producer, &[1]), Ok((1, 0)));
+    let mut rig = rig.kill();
+    assert_eq!(rig.call(QueueCall::Purge), QueueAnswer::Count(3), "all but what is staged");
+    let producer = rig.end("t", producer, false).expect("aborted");
+    assert_eq!(values(&rig.receive(1, 1, 9)), ["b"]);
+    assert_eq!(rig.stage(1, 1, producer, &[1]), Ok((1, 0)));
+    assert_eq!(rig.call(QueueCall::Seek { offset: 0 }), QueueAnswer::Count(0));
+    let got = rig.receive(1, 1, 9);
+    assert_eq!(values(&got), ["a", "b", "c", "d"], "moved: nothing is staged any more");
+    let producer = rig.end("t", producer, true).expect("committed");
+    assert_eq!(rig.queue_state().acked, 0);
+    assert_eq!(rig.stage(1, 1, producer, &[0, 3]), Ok((2, 0)));
+    let partition = PartitionId(rig.queue_partition());
+    rig.ask(&Request::DeleteBefore { partition, before: Some(ringmain_wire::Offset(2)) });
+    assert_eq!(rig.receive(1, 1, 9), [], "the cursor has seen that the log begins later");
+    rig.end("t", producer, true).expect("committed");
+    let state = rig.queue_state();
+    assert_eq!((state.acked, state.dropped, state.in_flight), (1, 2, 1));
+}
+
+#[test]
+fn only_acknowledgements_of_transactional_producers_can_be_staged() {
+    let mut rig = rig(QueueConfig::default());
+    rig.publish(&[message("a")]);
+    rig.receive(1, 1, 1);
+    let producer = rig.init("t");
+    assert_eq!(rig.stage_as(1, 1, producer, &[0], Verb::Reject), Err(ErrorCode::InvalidArgument));
+    let plain = ProducerKey { id: ProducerId(7), epoch: 0 };
+    assert_eq!(rig.stage(1, 1, plain, &[0]), Err(ErrorCode::ProducerMismatch));
+    let unknown = ProducerKey { id: ProducerId(producer.id.0 + 64), epoch: 0 };
+    assert_eq!(rig.stage(1, 1, unknown, &[0]), Err(ErrorCode::ProducerMismatch));
+    rig.init("t");
+    assert_eq!(rig.stage(1, 1, producer, &[0]), Err(ErrorCode::ProducerFenced));
+    assert_eq!(rig.settle_one(1, 1, 0, Verb::Ack), (1, 0));
+}
+
+/// Long enough for the model, where nothing times out.
+const TRANSACTION_TIMEOUT_MS: u32 = 900_000;
+
+impl Rig {
+    fn transaction(&mut self, id: &str, action: TransactionAction) -> Result<ProducerKey, ErrorCode> {
+        let sent = self.send_transaction(id, action);
+        transactional(&self.answer(sent))
+    }
+
+    fn send_transaction(&mut self, id: &str, action: TransactionAction) -> u64 {
+        self.send(&Request::Transaction(TransactionRequest { transactional_id: id.into(), action }.into()))
+    }
+
+    fn init(&mut self, id: &str) -> ProducerKey {
+        let action = TransactionAction::Init { timeout_ms: TRANSACTION_TIMEOUT_MS, check: None, current: None };
+        self.transaction(id, action).expect("a producer")
+    }
+
+    fn end(&mut self, id: &str, producer: ProducerKey, commit: bool) -> Result<ProducerKey, ErrorCode> {
+        self.transaction(id, TransactionAction::End { producer, commit, renews: true })
+    }
+
+    fn stage(&mut self, connection: u32, consumer: u32, producer: ProducerKey, offsets: &[u64]) -> Result<(u32, u32), ErrorCode> {
+        self.stage_as(connection, consumer, producer, offsets, Verb::Ack)
+    }
+
+    fn stage_as(
+        &mut self,
+        connection: u32,
+        consumer: u32,
+        producer: ProducerKey,
+        offsets: &[u64],
+        verb: Verb,
+    ) -> Result<(u32, u32), ErrorCode> {
+        let sent = self.send_stage(connection, consumer, producer, offsets, verb);
+        match self.answer(sent) {
+            Reply::Failed(failure) => Err(failure.code),
+            reply => Ok(settled(&reply)),
+        }
+    }
+
+    fn send_stage(&mut self, connection: u32, consumer: u32, producer: ProducerKey, offsets: &[u64], verb: Verb) -> u64 {
+        let partition = PartitionId(self.queue_partition());
+        let settlements = offsets.iter().map(|first| Settlement { first: *first, count: 1, verb, delay_ms: 0 }).collect();
+        let settle = Settle { queue: QUEUE, partition, consumer, transaction: Some(producer), settlements };
+        self.send_from(connection, &Request::Settle(settle.into()))
+    }
+}
+
+fn transactional(reply: &Reply) -> Result<ProducerKey, ErrorCode> {
+    match reply {
+        Reply::Transaction(reply) => match **reply {
+            TransactionReply::Producer(producer) => Ok(producer),
+            ref other => panic!("{other:?}"),
+        },
+        reply => Err(failed(reply)),
+    }
+}
+
 /// One message as the model has it.
 #[derive(Clone, Debug)]
 struct Known {
@@ -816,6 +1014,15 @@ enum State {
     InFlight {
         connection: u32,
     },
+    /// Published in a transaction that is open.
+    Pending,
+    /// Acknowledged in one; at its consumer, unless that has gone.
+    Staged {
+        connection: Option<u32>,
+        id: usize,
+    },
+    /// Published in one that was aborted.
+    Void,
     Done,
     /// Rejected, or delivered as often as it may be.
     Dead,
@@ -834,9 +1041,17 @@ struct Model {
     unanswered: Vec<(u64, Vec<u64>)>,
     /// Published when the power went: stored whole, or not at all.
     maybe: Vec<Message>,
+    maybe_base: u64,
     crashes_by_chance: bool,
     cuts: u64,
+    producers: [Option<ProducerKey>; 2],
+    /// Of their open transactions: next sequence, what was published, what was acknowledged.
+    open: [(i32, Vec<u64>, Vec<u64>); 2],
+    ended: u64,
 }
+
+/// By number of the producer.
+const IDS: [&str; 2] = ["one", "two"];
 
 const LIMIT: u32 = 4;
 
@@ -876,15 +1091,19 @@ impl Model {
             operations: 0,
             unanswered: Vec::new(),
             maybe: Vec::new(),
+            maybe_base: 0,
             crashes_by_chance: true,
             cuts: 0,
+            producers: [None; 2],
+            open: Default::default(),
+            ended: 0,
         }
     }
 
-    fn publish(&mut self) {
+    fn messages(&mut self) -> Vec<Message> {
         let now_ms = self.rig.now.wall_ms;
         let count = 1 + self.random(4);
-        let messages: Vec<Message> = (0..count)
+        (0..count)
             .map(|_| {
                 let number = self.known.len() as u64 + self.random(1 << 30);
                 let priority = if self.config.priorities > 1 { self.random(4) as u8 } else { 0 };
@@ -892,21 +1111,184 @@ impl Model {
                 let value = format!("m{number}");
                 Message { id: (number % 4 > 0).then(|| value.clone()), value, priority, due_ms, ..Message::default() }
             })
-            .collect();
+            .collect()
+    }
+
+    fn publish(&mut self) {
+        let messages = self.messages();
         let bytes = frame_of(self.rig.queue_partition(), &messages);
+        self.maybe_base = self.end_offset();
         let sent = self.rig.send(&Request::Produce { frame: ringmain_wire::Frame::parse(&bytes).expect("a frame") });
         let Some(reply) = self.rig.answer_unless_cut(sent) else {
             self.maybe = messages;
             return;
         };
         let Reply::Produced { base_offset, redirected, .. } = reply else { panic!("refused: {reply:?}") };
-        let stays_below = base_offset.0 + (messages.len() as u64 - u64::from(redirected));
-        for (message, offset) in messages.into_iter().zip(base_offset.0..) {
+        let stays = messages.len() - redirected as usize;
+        self.published(messages, base_offset.0, self.crashes, State::Ready, stays);
+    }
+
+    fn end_offset(&self) -> u64 {
+        let partition = PartitionId(self.rig.queue_partition());
+        self.rig.shard.partition_state(partition).expect("the queue's").high_watermark
+    }
+
+    /// `stays`: who was told that the others go elsewhere finds them there, and nobody else does.
+    fn published(&mut self, messages: Vec<Message>, base_offset: u64, crashes: u16, state: State, stays: usize) {
+        for (message, offset) in messages.into_iter().zip(base_offset..) {
             let (due_ms, priority) = (message.due_ms.unwrap_or(0), message.priority);
-            let crashes = self.crashes;
-            // Who was told that it goes elsewhere finds it there, and nobody else does.
-            let state = if offset < stays_below { State::Ready } else { State::Dead };
+            let state = if offset < base_offset + stays as u64 { state } else { State::Dead };
             self.known.insert(offset, Known { value: message.value, priority, due_ms, deliveries: 0, crashes, state });
+        }
+    }
+
+    /// `None` = the power went before there is one.
+    fn producer(&mut self, id: usize) -> Option<ProducerKey> {
+        if self.producers[id].is_none() {
+            let init = TransactionAction::Init { timeout_ms: TRANSACTION_TIMEOUT_MS, check: None, current: None };
+            let sent = self.rig.send_transaction(IDS[id], init);
+            self.producers[id] = Some(transactional(&self.rig.answer_unless_cut(sent)?).expect("a producer"));
+        }
+        self.until_heard(id).then_some(self.producers[id]?)
+    }
+
+    /// After a crash the last decision may have to be told again; until then nothing new begins. False = the power went.
+    fn until_heard(&mut self, id: usize) -> bool {
+        for _ in 0..1_000 {
+            let sent = self.rig.send_transaction(IDS[id], TransactionAction::Describe);
+            let Some(reply) = self.rig.answer_unless_cut(sent) else { return false };
+            let is_told = match reply {
+                Reply::Transaction(reply) => match *reply {
+                    TransactionReply::Description(it) => {
+                        matches!(it.listing.phase, TransactionPhase::Committing | TransactionPhase::Aborting)
+                    }
+                    other => panic!("{other:?}"),
+                },
+                reply => panic!("{reply:?}"),
+            };
+            if !is_told {
+                return true;
+            }
+            self.rig.turns(5);
+        }
+        panic!("nobody hears of the decision");
+    }
+
+    /// Publishes in a transaction; after a crash once more, as it was.
+    fn publish_in(mut self, id: usize) -> Model {
+        let Some(producer) = self.producer(id) else { return self };
+        let (messages, crashes) = (self.messages(), self.crashes);
+        let identity = Identity {
+            producer_id: producer.id,
+            producer_epoch: producer.epoch,
+            sequence: self.open[id].0,
+            flags: flags::QUEUE_HEADERS | flags::TRANSACTIONAL,
+            ..Identity::plain(PartitionId(self.rig.queue_partition()))
+        };
+        let bytes = frame_as(identity, &messages);
+        let sent = self.rig.send(&Request::Produce { frame: ringmain_wire::Frame::parse(&bytes).expect("a frame") });
+        let answer = if self.crashes_by_chance && self.random(20) == 0 {
+            let turns = self.random(20) as usize;
+            self.rig.turns(turns);
+            None
+        } else {
+            self.rig.answer_unless_cut(sent)
+        };
+        let reply = match answer {
+            Some(reply) => reply,
+            None => {
+                self = self.crash();
+                self.until_heard(id);
+                self.rig.produce(&bytes)
+            }
+        };
+        let Reply::Produced { base_offset, redirected, .. } = reply else { panic!("{reply:?}") };
+        let stays = messages.len() - redirected as usize;
+        self.open[id].0 += messages.len() as i32;
+        self.open[id].1.extend((base_offset.0..).take(messages.len()));
+        self.published(messages, base_offset.0, crashes, State::Pending, stays);
+        self
+    }
+
+    /// Acknowledges some of what a connection has, in a transaction.
+    fn stage(&mut self, id: usize) {
+        let connection = 1 + self.random(3) as u32;
+        let held = self.known.iter().filter(|(_, known)| known.state == State::InFlight { connection }).map(|(offset, _)| *offset);
+        let held: Vec<u64> = held.collect();
+        let chosen: Vec<u64> = held.into_iter().filter(|_| self.random(2) == 0).collect();
+        if chosen.is_empty() {
+            return;
+        }
+        let Some(producer) = self.producer(id) else { return };
+        let sent = self.rig.send_stage(connection, 1, producer, &chosen, Verb::Ack);
+        self.open[id].2.extend(&chosen);
+        for offset in &chosen {
+            self.known.get_mut(offset).expect("held").state = State::Staged { connection: Some(connection), id };
+        }
+        let first = chosen[0];
+        self.unanswered.push((sent, chosen));
+        if self.random(2) == 0 {
+            self.answers();
+            if self.crashes_by_chance {
+                assert_eq!(self.rig.settle_one(connection, 1, first, Verb::Ack), (0, 1), "staged");
+            }
+        }
+    }
+
+    /// Ends a transaction; after a crash once more.
+    fn end(mut self, id: usize) -> Model {
+        self.answers();
+        let Some(producer) = self.producer(id).filter(|_| self.unanswered.is_empty()) else { return self };
+        let commit = self.random(2) == 0;
+        let sent = self.rig.send_transaction(IDS[id], TransactionAction::End { producer, commit, renews: true });
+        let answer = if self.crashes_by_chance && self.random(6) == 0 {
+            let turns = self.random(30) as usize;
+            self.rig.turns(turns);
+            None
+        } else {
+            self.rig.answer_unless_cut(sent)
+        };
+        let next = match answer {
+            Some(reply) => transactional(&reply),
+            None => {
+                self = self.crash();
+                // Where it was decided before, it waits until everybody has heard; where the one before wasn't heard of, it is to be asked again.
+                match self.rig.end(IDS[id], producer, commit) {
+                    Err(ErrorCode::ConcurrentTransactions) => {
+                        self.until_heard(id);
+                        self.rig.end(IDS[id], producer, commit)
+                    }
+                    next => next,
+                }
+            }
+        };
+        self.producers[id] = Some(next.expect("decided"));
+        self.decided(id, commit);
+        self
+    }
+
+    fn decided(&mut self, id: usize, commit: bool) {
+        let (_, pending, staged) = std::mem::take(&mut self.open[id]);
+        self.ended += u64::from(!pending.is_empty() && !staged.is_empty());
+        for offset in pending {
+            let known = self.known.get_mut(&offset).expect("published");
+            known.state = match known.state {
+                State::Pending if commit => State::Ready,
+                State::Pending | State::Dead if !commit => State::Void,
+                // There was no room for it: it goes elsewhere.
+                State::Dead => State::Dead,
+                other => panic!("{offset} is {other:?}"),
+            };
+        }
+        for offset in staged {
+            let known = self.known.get_mut(&offset).expect("held");
+            known.state = match known.state {
+                State::Staged { id: of, .. } if of != id => known.state,
+                State::Staged { .. } if commit => State::Done,
+                State::Staged { connection: Some(connection), .. } => State::InFlight { connection },
+                State::Staged { connection: None, .. } => State::Ready,
+                other => other,
+            };
         }
     }
 
@@ -925,9 +1307,12 @@ impl Model {
             let (priorities, crashes) = (self.config.priorities, self.crashes);
             // Nothing that is ready for certain goes before it.
             let order = |offset: u64, known: &Known| (if priorities > 1 { 255 - known.priority } else { 0 }, offset);
+            let pending = self.known.iter().find(|(_, known)| known.state == State::Pending);
+            // Nothing behind the first record of an open transaction can be had.
+            let stable = pending.map_or(u64::MAX, |(offset, _)| *offset);
             let first = self
                 .known
-                .iter()
+                .range(..stable)
                 .filter(|(_, known)| known.state == State::Ready && known.deliveries == 0 && known.due_ms == 0)
                 // Every crash may have counted a delivery, as many as make it poison.
                 .filter(|(_, known)| u32::from(self.crashes - known.crashes) < LIMIT)
@@ -1004,6 +1389,11 @@ impl Model {
             if known.state == (State::InFlight { connection }) {
                 known.state = State::Ready;
             }
+            if let State::Staged { connection: Some(of), id } = known.state
+                && of == connection
+            {
+                known.state = State::Staged { connection: None, id };
+            }
         }
         self.rig.turns(30);
     }
@@ -1022,9 +1412,11 @@ impl Model {
             }
         }
         for known in self.known.values_mut() {
-            if matches!(known.state, State::InFlight { .. }) {
-                known.state = State::Ready;
-            }
+            known.state = match known.state {
+                State::InFlight { .. } => State::Ready,
+                State::Staged { id, .. } => State::Staged { connection: None, id },
+                other => other,
+            };
         }
         let rig = match how {
             0 => {
@@ -1043,15 +1435,17 @@ impl Model {
     /// What was published when the power went is there as a whole, or it isn't.
     fn take_maybe(&mut self) {
         let messages = std::mem::take(&mut self.maybe);
-        let partition = PartitionId(self.rig.queue_partition());
-        let end = self.rig.shard.partition_state(partition).expect("the queue's").high_watermark;
-        let base = self.known.len() as u64;
+        if messages.is_empty() {
+            return;
+        }
+        // Markers take offsets, too.
+        let (base, end) = (self.maybe_base, self.end_offset());
         if self.config.dedup_window_ms.is_some() && messages.iter().any(|message| message.id.is_some()) && messages.len() == 1 {
             // Published again, as a publisher does who has had no answer: it is there once.
             let reply = self.rig.publish(&messages);
             assert_eq!(stored(&reply), (base, end > base));
         }
-        let end = self.rig.shard.partition_state(partition).expect("the queue's").high_watermark;
+        let end = self.end_offset();
         let stored = if end == base { Vec::new() } else { messages };
         assert_eq!(end, base + stored.len() as u64, "half a batch, or something nobody has published");
         for (message, offset) in stored.into_iter().zip(base..) {
@@ -1066,10 +1460,14 @@ impl Model {
 
     fn step(mut self) -> Model {
         self.operations += 1;
-        match self.random(40) {
+        let id = self.random(2) as usize;
+        match self.random(46) {
             0..=11 => self.publish(),
             12..=23 => drop(self.receive()),
             24..=33 => self.settle(),
+            40..=41 => self = self.publish_in(id),
+            42..=43 => self.stage(id),
+            44..=45 => self = self.end(id),
             34 => self.hang_up(),
             35 if !self.rig.disk.is_cut() => {
                 let partition = PartitionId(self.rig.queue_partition());
@@ -1086,7 +1484,7 @@ impl Model {
                 let turns = self.random(4) as usize;
                 self.rig.turns(turns);
             }
-            _ if self.crashes_by_chance && self.random(3) == 0 => return self.crash(),
+            39 if self.crashes_by_chance && self.random(3) == 0 => return self.crash(),
             _ => {}
         }
         if self.rig.disk.is_cut() {
@@ -1098,6 +1496,11 @@ impl Model {
     /// Everything that is left is delivered and acknowledged, or dead.
     fn finish(mut self) {
         self.answers();
+        for id in 0..IDS.len() {
+            // Whoever takes the name over aborts what is open.
+            self.rig.init(IDS[id]);
+            self.decided(id, false);
+        }
         for connection in 1..=3 {
             self.rig.shard.cancel(0, connection, 0, self.rig.now);
         }
@@ -1131,7 +1534,8 @@ impl Model {
         let state = self.rig.queue_state();
         assert_eq!(state.ready + state.delayed + state.in_flight, 0, "{state:?}");
         assert_eq!(state.dropped, 0, "{state:?}");
-        assert_eq!(state.enqueued, self.known.len() as u64);
+        let messages = self.known.values().filter(|known| known.state != State::Void).count();
+        assert_eq!(state.enqueued, messages as u64);
         let dead = self.rig.topic_records("dead");
         let places: BTreeSet<u64> = dead.iter().map(|it| place_of(&it.1)).collect();
         for (value, headers) in &dead {
@@ -1144,7 +1548,8 @@ impl Model {
                 State::Dead => assert!(places.contains(offset), "{offset} was rejected and isn't there"),
                 State::Ready => assert!(limit_reached && places.contains(offset), "{offset} is lost: {known:?}"),
                 State::Unsure => {}
-                State::InFlight { .. } => panic!("{offset} is still in flight"),
+                State::Void => assert!(!places.contains(offset), "{offset} was never published"),
+                State::InFlight { .. } | State::Pending | State::Staged { .. } => panic!("{offset} is still {:?}", known.state),
             }
         }
     }
@@ -1156,26 +1561,27 @@ fn queues_agree_with_a_naive_model() {
     let seeds = std::env::var("RINGMAIN_TEST_SEEDS").ok();
     let given = seeds.and_then(|text| text.split_once("..").and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?))));
     let (from, below): (u64, u64) = given.unwrap_or((0, 4_200));
-    let (mut operations, mut crashes) = (0, 0u64);
+    let (mut operations, mut crashes, mut ended) = (0, 0u64, 0);
     for seed in from..below {
         let outcome = std::panic::catch_unwind(|| {
             let mut model = Model::new(seed);
             for _ in 0..250 {
                 model = model.step();
             }
-            let counts = (model.operations, u64::from(model.crashes));
+            let counts = (model.operations, u64::from(model.crashes), model.ended);
             model.finish();
             counts
         });
         match outcome {
-            Ok((more, cuts)) => (operations, crashes) = (operations + more, crashes + cuts),
+            Ok((more, cuts, ends)) => (operations, crashes, ended) = (operations + more, crashes + cuts, ended + ends),
             Err(panic) => {
                 eprintln!("seed {seed}");
                 std::panic::resume_unwind(panic);
             }
         }
     }
-    assert!(given.is_some() || (operations > 1_000_000 && crashes > 1_000), "{crashes} crashes in {operations} operations");
+    let is_enough = operations > 1_000_000 && crashes > 1_000 && ended > 1_000;
+    assert!(given.is_some() || is_enough, "{crashes} crashes in {operations} operations, {ended} transactions moved something");
 }
 
 /// One history after the other, and each again and again: the power goes, or the process, at its first disk operation, at its second, and so

@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use ringmain_wire::frame::flags;
+use ringmain_wire::transaction::CheckBack;
 
 use super::*;
 use crate::device::sim::Rng;
 use crate::request::transaction::{
-    AbortedTransaction, ProducerDescription, ProducerKey, TransactionAction, TransactionDescription, TransactionListing, TransactionPhase,
-    TransactionReply, TransactionRequest, is_void, slot_of_producer, transactional_producer,
+    AbortedTransaction, ProducerDescription, ProducerKey, ToCheck, TransactionAction, TransactionDescription, TransactionListing,
+    TransactionPhase, TransactionReply, TransactionRequest, is_void, slot_of_producer, transactional_producer,
 };
 use crate::shard::catalog::Catalog;
 use crate::shard::state_record::TransactionPiece;
@@ -119,6 +120,7 @@ impl World {
     fn target(&self, request: &Request<'_>) -> u16 {
         let shard = match request {
             Request::Transaction(asked) => Some(self.catalog.coordinator(&asked.transactional_id)),
+            Request::ToCheck(ask) => Some(ask.shard),
             Request::CheckTransaction(check) => Some(self.catalog.slots()[slot_of_producer(check.producer.id).unwrap()]),
             Request::InitProducer | Request::CreateTopic(_) | Request::DeleteTopic { .. } => Some(ShardId(0)),
             request => self.catalog.partition(request.partition().unwrap()).map(|entry| entry.shard),
@@ -268,7 +270,7 @@ impl World {
     }
 
     fn init(&mut self, id: &str, current: Option<ProducerKey>) -> Result<ProducerKey, ErrorCode> {
-        match self.act(id, TransactionAction::Init { timeout_ms: TIMEOUT_MS, current }) {
+        match self.act(id, TransactionAction::Init { timeout_ms: TIMEOUT_MS, check: None, current }) {
             Reply::Transaction(reply) => match *reply {
                 TransactionReply::Producer(producer) => Ok(producer),
                 other => panic!("{other:?}"),
@@ -277,18 +279,47 @@ impl World {
         }
     }
 
+    /// Ids and producers of what is to be checked at the coordinator of [`A`].
+    fn to_check(&mut self, group: &str) -> Vec<(String, ProducerKey)> {
+        let sent = self.send_to_check(group, 0);
+        to_check(&self.answer(sent))
+    }
+
+    fn send_to_check(&mut self, group: &str, max_wait_ms: u32) -> u64 {
+        let ask = ToCheck { group: group.into(), shard: self.catalog.coordinator(A), max: 9, max_wait_ms };
+        self.send(&Request::ToCheck(Arc::new(ask)))
+    }
+
     fn add(&mut self, id: &str, producer: ProducerKey, partitions: &[u32]) -> Result<(), ErrorCode> {
         let partitions = partitions.iter().copied().map(PartitionId).collect();
         done(&self.act(id, TransactionAction::AddPartitions { producer, partitions }))
     }
 
     fn end(&mut self, id: &str, producer: ProducerKey, commit: bool) -> Result<(), ErrorCode> {
-        done(&self.act(id, TransactionAction::End { producer, commit }))
+        done(&self.act(id, TransactionAction::End { producer, commit, renews: false }))
+    }
+
+    /// As a native producer does: who it is in the next transaction.
+    fn renew(&mut self, id: &str, producer: ProducerKey, commit: bool) -> Result<ProducerKey, ErrorCode> {
+        match self.act(id, TransactionAction::End { producer, commit, renews: true }) {
+            Reply::Transaction(reply) => match *reply {
+                TransactionReply::Producer(producer) => Ok(producer),
+                other => panic!("{other:?}"),
+            },
+            reply => Err(failure(&reply)),
+        }
     }
 
     fn produce(&mut self, producer: ProducerKey, partition: u32, sequence: i32, values: &[&str]) -> Result<u64, ErrorCode> {
-        let bytes = transactional(producer, partition, sequence, values);
-        match self.ask(&Request::Produce { frame: Frame::parse(&bytes).unwrap() }) {
+        self.store(&transactional(producer, partition, sequence, values))
+    }
+
+    fn write(&mut self, producer: ProducerKey, partition: u32, sequence: i32, values: &[&str]) -> Result<u64, ErrorCode> {
+        self.store(&native(producer, partition, sequence, values))
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> Result<u64, ErrorCode> {
+        match self.ask(&Request::Produce { frame: Frame::parse(bytes).unwrap() }) {
             Reply::Produced { base_offset, .. } => Ok(base_offset.0),
             reply => Err(failure(&reply)),
         }
@@ -409,20 +440,36 @@ fn transaction(id: &str, action: TransactionAction) -> Request<'static> {
     Request::Transaction(Arc::new(TransactionRequest { transactional_id: id.into(), action }))
 }
 
+/// A batch as from Kafka's door, as far as shards look at it: its producer has told the coordinator about the partition.
 fn transactional(producer: ProducerKey, partition: u32, sequence: i32, values: &[&str]) -> Vec<u8> {
-    let identity = Identity {
+    let (identity, mut bytes) = (identity_of(producer, partition, sequence), native(producer, partition, sequence, values));
+    ringmain_wire::frame::seal(&mut bytes, ringmain_wire::Format::Kafka, values.len() as u32, identity);
+    bytes
+}
+
+/// A native batch: its partition joins by itself.
+fn native(producer: ProducerKey, partition: u32, sequence: i32, values: &[&str]) -> Vec<u8> {
+    batch_of(identity_of(producer, partition, sequence), values)
+}
+
+fn identity_of(producer: ProducerKey, partition: u32, sequence: i32) -> Identity {
+    Identity {
         producer_id: producer.id,
         producer_epoch: producer.epoch,
         sequence,
         flags: flags::TRANSACTIONAL,
         ..Identity::plain(PartitionId(partition))
-    };
-    batch_of(identity, values)
+    }
 }
 
 fn values_of(frame: &Frame<'_>) -> Vec<String> {
     let records = Records::new(frame.body(), frame.header.producer.record_count).unwrap();
     records.map(|record| String::from_utf8(record.unwrap().value.unwrap().to_vec()).unwrap()).collect()
+}
+
+fn to_check(reply: &Reply) -> Vec<(String, ProducerKey)> {
+    let Reply::ToCheck(listings) = reply else { panic!("{reply:?}") };
+    listings.iter().map(|listing| (listing.transactional_id.clone(), listing.producer)).collect()
 }
 
 fn done(reply: &Reply) -> Result<(), ErrorCode> {
@@ -583,8 +630,14 @@ fn own_next_epoch_is_given_once_and_repeated_on_demand() {
     let third = world.init(A, Some(second)).unwrap();
     assert_eq!(third.epoch, 2);
     assert_eq!(world.init(A, Some(first)), Err(ErrorCode::ProducerFenced));
-    assert_eq!(world.act(A, TransactionAction::Init { timeout_ms: 0, current: None }).code(), ErrorCode::InvalidTransactionTimeout);
-    assert_eq!(world.act("", TransactionAction::Init { timeout_ms: 1, current: None }).code(), ErrorCode::InvalidTransactionalId);
+    assert_eq!(
+        world.act(A, TransactionAction::Init { timeout_ms: 0, check: None, current: None }).code(),
+        ErrorCode::InvalidTransactionTimeout
+    );
+    assert_eq!(
+        world.act("", TransactionAction::Init { timeout_ms: 1, check: None, current: None }).code(),
+        ErrorCode::InvalidTransactionalId
+    );
 }
 
 #[test]
@@ -702,7 +755,7 @@ fn decision_survives_a_crash_and_is_told_by_the_next_life() {
     world.produce(producer, 1, 0, &["x"]).unwrap();
     world.produce(producer, 2, 0, &["x"]).unwrap();
     world.is_mail_stopped = true;
-    let sent = world.send(&transaction(A, TransactionAction::End { producer, commit: true }));
+    let sent = world.send(&transaction(A, TransactionAction::End { producer, commit: true, renews: false }));
     world.turns(50);
     // Nobody hears of it; the answer comes all the same, because it is decided.
     world.pass(2_000_000);
@@ -877,9 +930,144 @@ enum Doing {
     End { commit: bool },
 }
 
+/// A native producer: its partitions join by themselves, and every transaction has an epoch of its own.
+#[test]
+fn partitions_join_by_themselves_and_an_epoch_is_one_transaction() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, 2);
+        let first = world.init(A, None).unwrap();
+        for partition in 1..=3 {
+            world.write(first, partition, 0, &["x"]).unwrap();
+            assert!(world.committed(partition).is_empty());
+        }
+        assert_eq!(world.describe(A).unwrap().partitions, [1, 2, 3].map(PartitionId));
+        let second = world.renew(A, first, true).unwrap();
+        assert_eq!((second.id, second.epoch), (first.id, first.epoch + 1));
+        assert_eq!(world.renew(A, first, true), Ok(second), "the answer didn't arrive: asked again");
+        // What comes late begins nothing: where the transaction was, and where it wasn't.
+        assert_eq!(world.write(first, 1, 1, &["late"]), Err(ErrorCode::StaleProducerEpoch));
+        assert_eq!(world.write(first, 4, 0, &["late"]), Err(ErrorCode::InvalidTransactionState));
+        assert_eq!(world.write(second, 1, 0, &["gone"]), Ok(2));
+        assert_eq!(world.renew(A, first, true), Err(ErrorCode::InvalidTransactionState), "another one is open");
+        world.crash(true);
+        let third = world.renew(A, second, false).unwrap();
+        let empty = third;
+        let third = world.renew(A, empty, true).unwrap();
+        assert_eq!(third.epoch, empty.epoch + 1, "nothing was done in it; nothing late begins it");
+        assert_eq!(world.renew(A, empty, true), Ok(third));
+        assert_eq!(world.write(empty, 4, 0, &["late"]), Err(ErrorCode::InvalidTransactionState));
+        world.write(third, 2, 0, &["y"]).unwrap();
+        world.pass(u64::from(TIMEOUT_MS) * 1_000);
+        world.turns(200);
+        assert_eq!(world.renew(A, third, true), Err(ErrorCode::InvalidTransactionState), "its timeout has aborted it");
+        let fourth = world.init(A, Some(third)).unwrap();
+        assert_eq!(fourth.epoch, third.epoch + 1);
+        world.write(fourth, 2, 0, &["z"]).unwrap();
+        let other = world.init(A, None).unwrap();
+        assert_eq!(world.renew(A, fourth, true), Err(ErrorCode::ProducerFenced));
+        assert_eq!(world.init(A, Some(fourth)), Err(ErrorCode::ProducerFenced));
+        world.write(other, 3, 0, &["w"]).unwrap();
+        world.renew(A, other, true).unwrap();
+        let seen: Vec<Vec<String>> = (1..=4).map(|partition| world.committed(partition)).collect();
+        assert_eq!(seen, [vec!["x"], vec!["x"], vec!["x", "w"], vec![]]);
+    }
+}
+
+/// Many partitions at once: none is refused because another one is about to join.
+#[test]
+fn partitions_that_join_at_once_all_do() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, 2);
+        let producer = world.init(A, None).unwrap();
+        let sent: Vec<u64> = (1..=PARTITIONS)
+            .map(|partition| world.send(&Request::Produce { frame: Frame::parse(&native(producer, partition, 0, &["x"])).unwrap() }))
+            .collect();
+        for request in sent {
+            let reply = world.answer(request);
+            assert!(matches!(reply, Reply::Produced { .. }), "{reply:?}");
+        }
+        world.renew(A, producer, true).unwrap();
+        (1..=PARTITIONS).for_each(|partition| assert_eq!(world.committed(partition), ["x"]));
+    }
+}
+
+#[test]
+fn open_transaction_is_offered_to_its_group_until_it_is_decided() {
+    const AFTER_MS: u32 = 50;
+    for seed in 0..5 {
+        let mut world = World::new(seed, 2);
+        let check = Some(CheckBack { group: "g".into(), after_ms: AFTER_MS });
+        let init = TransactionAction::Init { timeout_ms: TIMEOUT_MS, check, current: None };
+        let Reply::Transaction(reply) = world.act(A, init) else { panic!("no producer") };
+        let TransactionReply::Producer(producer) = *reply else { panic!("{reply:?}") };
+        let later = |world: &mut World| {
+            world.pass(u64::from(AFTER_MS) * 1_000);
+            world.turns(20);
+        };
+        world.write(producer, 1, 0, &["x"]).unwrap();
+        assert_eq!(world.to_check("g"), []);
+        let (waits, others) = (world.send_to_check("g", 10_000), world.send_to_check("other", 10_000));
+        later(&mut world);
+        assert_eq!(to_check(&world.answer(waits)), [(A.to_string(), producer)]);
+        assert_eq!(world.to_check("g"), [], "not to two at once");
+        assert!(!world.answers.contains_key(&others));
+        later(&mut world);
+        assert_eq!(world.to_check("g"), [(A.to_string(), producer)], "nobody has decided");
+        // Decided by somebody else: its own producer hears the same, or that it is late.
+        let next = world.renew(A, producer, true).unwrap();
+        assert_eq!(world.renew(A, producer, true), Ok(next));
+        assert_eq!(world.renew(A, producer, false), Err(ErrorCode::InvalidTransactionState));
+        assert_eq!(world.committed(1), ["x"]);
+        later(&mut world);
+        assert_eq!(world.to_check("g"), [], "decided");
+        // Also after a crash; then nobody decides, and its time is over.
+        world.write(next, 1, 0, &["gone"]).unwrap();
+        later(&mut world);
+        world.crash(true);
+        world.turns(50);
+        assert_eq!(world.to_check("g"), [], "its time begins anew");
+        later(&mut world);
+        assert_eq!(world.to_check("g"), [(A.to_string(), next)]);
+        later(&mut world);
+        world.pass(u64::from(TIMEOUT_MS) * 1_000);
+        world.turns(300);
+        assert_eq!(world.to_check("g"), [], "aborted");
+        assert_eq!(world.committed(1), ["x"]);
+        // From now on nobody is asked, through a checkpoint and a crash.
+        let plain = world.init(A, None).unwrap();
+        world.crash(false);
+        world.write(plain, 1, 0, &["y"]).unwrap();
+        later(&mut world);
+        assert_eq!(world.to_check("g"), []);
+        world.renew(A, plain, true).unwrap();
+        assert_eq!(world.committed(1), ["x", "y"]);
+    }
+}
+
+#[test]
+fn waits_for_transactions_to_check_end_with_their_time_and_their_connection() {
+    let mut world = World::new(1, 2);
+    let waits = world.send_to_check("g", 20);
+    world.turns(5);
+    assert!(!world.answers.contains_key(&waits));
+    world.pass(20_000);
+    assert_eq!(to_check(&world.answer(waits)), []);
+    let gone = world.send_to_check("g", 20);
+    let node = usize::from(world.catalog.coordinator(A).0);
+    world.nodes[node].shard.cancel(0, 1, 0, world.now);
+    world.pass(100_000);
+    world.turns(50);
+    assert!(!world.answers.contains_key(&gone), "nobody is there to hear it");
+    let stopped = world.send_to_check("g", 10_000);
+    world.nodes[node].shard.stop(world.now);
+    assert_eq!(failure(&world.answer(stopped)), ErrorCode::ShuttingDown);
+}
+
 /// An application with one transactional producer; two may use the same id.
 struct Client {
     id: &'static str,
+    /// It leaves it to the partitions to join.
+    is_native: bool,
     producer: Option<ProducerKey>,
     /// Key of the last one, to ask for the next epoch with.
     last: Option<ProducerKey>,
@@ -911,6 +1099,7 @@ impl Life {
         let world = World::with_durability(seed, shards, durability);
         let client = |id| Client {
             id,
+            is_native: matches!(id, "b" | "d"),
             producer: None,
             last: None,
             sequences: HashMap::new(),
@@ -979,21 +1168,22 @@ impl Life {
         let sent = match &doing {
             Doing::Init => {
                 let current = client.last.filter(|_| world.rng.one_in(2));
-                world.try_send(&transaction(client.id, TransactionAction::Init { timeout_ms: TIMEOUT_MS, current }))
+                world.try_send(&transaction(client.id, TransactionAction::Init { timeout_ms: TIMEOUT_MS, check: None, current }))
             }
             Doing::Add => {
                 let partitions = client.open.iter().flat_map(|(_, partitions)| partitions).map(|p| PartitionId(*p)).collect();
                 world.try_send(&transaction(client.id, TransactionAction::AddPartitions { producer, partitions }))
             }
             Doing::Produce { partition, sequence, value } => {
-                let bytes = transactional(producer, *partition, *sequence, &[value]);
+                let batch = if client.is_native { native } else { transactional };
+                let bytes = batch(producer, *partition, *sequence, &[value]);
                 world.try_send(&Request::Produce { frame: Frame::parse(&bytes).unwrap() })
             }
             Doing::End { commit } => {
                 if *commit && let Some((number, _)) = client.open {
                     tried[number].asked_to_commit = true;
                 }
-                world.try_send(&transaction(client.id, TransactionAction::End { producer, commit: *commit }))
+                world.try_send(&transaction(client.id, TransactionAction::End { producer, commit: *commit, renews: client.is_native }))
             }
         };
         match sent {
@@ -1017,7 +1207,8 @@ impl Life {
             client.open = Some((tried.len(), if partitions.is_empty() { vec![1] } else { partitions }));
             client.batches_left = rng.range(0..6) as u32;
             tried.push(Tried::default());
-            return Doing::Add;
+            // A native one says nothing before it writes.
+            return if client.is_native { Life::next(client, rng, tried) } else { Doing::Add };
         };
         if client.batches_left == 0 {
             if rng.one_in(10) {
@@ -1078,8 +1269,13 @@ impl Life {
                 client.sequences.insert(partition, sequence + 1);
                 tried[open.unwrap()].written.insert((partition, value));
             }
-            (Doing::End { commit }, Reply::Transaction(_)) => {
+            (Doing::End { commit }, Reply::Transaction(reply)) => {
                 assert!(!was_stale, "a fenced producer ended a transaction");
+                if let TransactionReply::Producer(producer) = **reply {
+                    (client.producer, client.last) = (Some(producer), Some(producer));
+                    newest.insert(client.id, producer);
+                    client.sequences.clear();
+                }
                 let tried = &mut tried[open.unwrap()];
                 (tried.committed, tried.aborted) = (commit, !commit);
                 client.open = None;

@@ -4,21 +4,23 @@
 //! settled plus asked for never exceed it. Settlements gather per partition; they leave when there are enough, when
 //! the first has waited long enough, before the next receive of that partition, or when a flush asks.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringmain_wire::control::{CONTROL_VERSION, write_open};
 use ringmain_wire::queue::{
-    Deliveries, ListQueues, QueueList, QueueReceive, QueueReceived, QueueSettle, QueueSettled, RECEIVE_MESSAGES_MAX, RECEIVE_WAIT_MAX_MS,
-    Settlement, Verb, read_config,
+    Deliveries, ListQueues, QueueList, QueueReceive, QueueReceived, QueueSettle, QueueSettled, QueueStage, RECEIVE_MESSAGES_MAX,
+    RECEIVE_WAIT_MAX_MS, Settlement, Verb, read_config,
 };
+use ringmain_wire::transaction::TransactionProducer;
 use ringmain_wire::{ErrorCode, Op};
 
 use super::{Message, QueueError, QueueMap};
 use crate::error::{BrokerError, ConnectionError, SessionError};
 use crate::links::{Action, LinkConfig, Links, Machine};
 use crate::session::{Event, Reply, ReplyBody};
+use crate::transaction::{Decision, Outcome, TransactionError};
 
 /// How far ahead a queue consumer is given messages, and how it settles them.
 #[derive(Clone, Debug)]
@@ -90,6 +92,11 @@ pub struct QueueConsumerMachine {
     held: u32,
     pull: Option<Pull>,
     is_flushing: bool,
+    /// Acknowledgements in a transaction that somebody waits for.
+    stage: Option<Stage>,
+    next_stage: u64,
+    /// Acknowledged in transactions that may be open.
+    staged: Vec<StagedMessage>,
     metadata_wanted: bool,
     metadata_asked: bool,
     metadata_not_before: Option<Instant>,
@@ -112,7 +119,29 @@ enum Purpose {
 }
 
 #[derive(Debug)]
+struct Stage {
+    number: u64,
+    /// Requests without an answer.
+    open: usize,
+    asked: u64,
+    taken: u64,
+    error: Option<BrokerError>,
+}
+
+#[derive(Debug)]
+struct StagedMessage {
+    outcome: Arc<Outcome>,
+    partition_index: u32,
+    epoch: u32,
+    offset: u64,
+    held: Held,
+}
+
+#[derive(Debug)]
 struct SettleRequest {
+    op: Op,
+    /// [`Stage::number`], of those in a transaction.
+    stage: u64,
     messages: u64,
     body: Vec<u8>,
 }
@@ -197,6 +226,9 @@ impl QueueConsumerMachine {
             held: 0,
             pull: None,
             is_flushing: false,
+            stage: None,
+            next_stage: 1,
+            staged: Vec::new(),
             metadata_wanted: false,
             metadata_asked: false,
             metadata_not_before: None,
@@ -287,6 +319,7 @@ impl QueueConsumerMachine {
     }
 
     fn settle_at(&mut self, partition_index: u32, epoch: u32, offset: u64, verb: Verb, delay_ms: u64, now: Instant) -> bool {
+        self.look_at_outcomes();
         let partition = self.partitions.get_mut(partition_index as usize).filter(|partition| partition.epoch == epoch);
         let Some((partition, held)) = partition.and_then(|partition| {
             let held = *partition.held.get(&offset)?;
@@ -321,6 +354,113 @@ impl QueueConsumerMachine {
             && !std::mem::replace(&mut partition.is_touched, true)
         {
             self.touched.push(index);
+        }
+    }
+
+    /// Acknowledges messages in a transaction; wait for [`QueueConsumerMachine::take_staged`]. Until it is decided they are neither
+    /// settled nor held; aborted, they are held again.
+    ///
+    /// Errors: `NotHeld`; then nothing is sent.
+    pub fn begin_stage(
+        &mut self,
+        producer: TransactionProducer,
+        outcome: &Arc<Outcome>,
+        messages: &[Message],
+    ) -> Result<(), TransactionError> {
+        self.look_at_outcomes();
+        let (mut chosen, mut asked, mut taken) = (BTreeMap::<u32, BTreeSet<u64>>::new(), 0, 0);
+        for message in messages {
+            let (index, offset) = (message.partition_index(), message.offset());
+            if !chosen.entry(index).or_default().insert(offset) {
+                continue;
+            }
+            let partition = self.partitions.get(index as usize).filter(|partition| partition.epoch == message.epoch());
+            asked += 1;
+            taken += u64::from(partition.is_some_and(|partition| partition.held.contains_key(&offset)));
+        }
+        if taken < asked {
+            return Err(TransactionError::NotHeld { queue: self.map.name.clone(), asked, taken });
+        }
+        let number = self.next_stage;
+        self.next_stage += 1;
+        let mut open = 0;
+        for (index, offsets) in chosen {
+            let partition = &mut self.partitions[index as usize];
+            let head = QueueStage {
+                version: CONTROL_VERSION,
+                producer_epoch: producer.epoch,
+                queue: self.map.queue,
+                partition: self.map.partitions[index as usize].partition,
+                consumer: CONSUMER,
+                producer_id: producer.producer_id,
+                reserved: 0,
+            };
+            let mut settlements: Vec<Settlement> = Vec::new();
+            for offset in offsets {
+                match settlements.last_mut() {
+                    Some(last) if last.first + u64::from(last.count) == offset => last.count += 1,
+                    _ => settlements.push(Settlement { first: offset, count: 1, verb: Verb::Ack, delay_ms: 0 }),
+                }
+                if let Some(held) = partition.held.remove(&offset) {
+                    partition.held_bytes -= held.bytes as usize;
+                    self.held -= 1;
+                    let (outcome, epoch) = (Arc::clone(outcome), partition.epoch);
+                    self.staged.push(StagedMessage { outcome, partition_index: index, epoch, offset, held });
+                }
+            }
+            for chunk in settlements.chunks(SETTLE_MAX) {
+                let mut body = head.to_bytes().to_vec();
+                chunk.iter().for_each(|settlement| body.extend_from_slice(&settlement.to_bytes()));
+                let messages = chunk.iter().map(|settlement| u64::from(settlement.count)).sum();
+                partition.again.push_back(Arc::new(SettleRequest { op: Op::QueueStage, stage: number, messages, body }));
+                open += 1;
+            }
+            self.touch(index);
+        }
+        self.stage = Some(Stage { number, open, asked, taken: 0, error: None });
+        Ok(())
+    }
+
+    /// What became of [`QueueConsumerMachine::begin_stage`], once every answer is there.
+    ///
+    /// Errors: `Broker`, `NotHeld`.
+    pub fn take_staged(&mut self) -> Option<Result<(), TransactionError>> {
+        let Stage { asked, taken, error, .. } = self.stage.take_if(|stage| stage.open == 0)?;
+        Some(match error {
+            Some(error) => Err(TransactionError::Broker(error)),
+            None if taken < asked => Err(TransactionError::NotHeld { queue: self.map.name.clone(), asked, taken }),
+            None => Ok(()),
+        })
+    }
+
+    /// Nobody waits for it any more.
+    pub fn forget_stage(&mut self) {
+        self.stage = None;
+    }
+
+    fn staged(&mut self, number: u64, result: Result<u64, BrokerError>) {
+        let Some(stage) = self.stage.as_mut().filter(|stage| stage.number == number) else { return };
+        stage.open -= 1;
+        match result {
+            Ok(taken) => stage.taken += taken,
+            Err(error) => stage.error = Some(error),
+        }
+    }
+
+    /// What was acknowledged in a transaction that was aborted is held again.
+    fn look_at_outcomes(&mut self) {
+        for at in (0..self.staged.len()).rev() {
+            let decision = self.staged[at].outcome.get();
+            if decision == Decision::Open {
+                continue;
+            }
+            let StagedMessage { partition_index, epoch, offset, held, .. } = self.staged.swap_remove(at);
+            let partition = &mut self.partitions[partition_index as usize];
+            if decision == Decision::Aborted && partition.epoch == epoch && !partition.held.contains_key(&offset) {
+                partition.held.insert(offset, held);
+                partition.held_bytes += held.bytes as usize;
+                self.held += 1;
+            }
         }
     }
 
@@ -537,11 +677,11 @@ impl QueueConsumerMachine {
                 }
                 partition.pending_messages -= messages;
                 partition.pending_since = partition.pending_since.filter(|_| partition.pending_messages > 0);
-                Arc::new(SettleRequest { messages, body })
+                Arc::new(SettleRequest { op: Op::QueueSettle, stage: 0, messages, body })
             });
             partition.settles_in_flight += 1;
             let purpose = Purpose::Settle { partition_index, request: Arc::clone(&request) };
-            session.request(Op::QueueSettle, purpose, now, Duration::ZERO, &request.body);
+            session.request(request.op, purpose, now, Duration::ZERO, &request.body);
         }
         true
     }
@@ -587,13 +727,18 @@ impl QueueConsumerMachine {
                 let partition = &mut self.partitions[partition_index as usize];
                 partition.settles_in_flight -= 1;
                 match reply.result.map(|body| QueueSettled::read(&body)) {
+                    Ok(Ok(answer)) if request.stage > 0 => {
+                        partition.failures = 0;
+                        self.staged(request.stage, Ok(answer.settled.into()));
+                    }
+                    Err(error) if request.stage > 0 && !error.code.is_retriable() => self.staged(request.stage, Err(error)),
                     Ok(Ok(answer)) => {
                         partition.failures = 0;
                         self.confirmed.settled += u64::from(answer.settled);
                         self.confirmed.refused += u64::from(answer.refused);
                     }
                     Ok(Err(error)) => {
-                        self.confirmed.unknown += request.messages;
+                        self.lose(&request);
                         let problem = format!("the answer to settlements can't be read: {error}");
                         self.errors.push_back(QueueError::BadReply { partition_index, problem });
                     }
@@ -696,8 +841,23 @@ impl QueueConsumerMachine {
         self.confirmed.void += std::mem::take(&mut partition.pending_messages);
         partition.pending.clear();
         partition.pending_since = None;
-        self.confirmed.void += partition.again.drain(..).map(|request| request.messages).sum::<u64>();
+        let again = std::mem::take(&mut partition.again);
+        self.staged.retain(|staged| staged.partition_index != partition_index);
+        for request in again {
+            match request.stage {
+                0 => self.confirmed.void += request.messages,
+                number => self.staged(number, Ok(0)),
+            }
+        }
         self.arrived.retain(|arrived| arrived.partition_index != partition_index);
+    }
+
+    /// A request's answer doesn't come any more, or can't be read.
+    fn lose(&mut self, request: &SettleRequest) {
+        match request.stage {
+            0 => self.confirmed.unknown += request.messages,
+            number => self.staged(number, Ok(0)),
+        }
     }
 
     fn on_lost(&mut self, port: u16, lost: Vec<Purpose>) {
@@ -708,7 +868,7 @@ impl QueueConsumerMachine {
                 Purpose::Receive { .. } => {}
                 Purpose::Settle { partition_index, request } => {
                     self.partitions[partition_index as usize].settles_in_flight -= 1;
-                    self.confirmed.unknown += request.messages;
+                    self.lose(&request);
                 }
             }
         }

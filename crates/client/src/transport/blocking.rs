@@ -238,9 +238,11 @@ impl Client {
 pub use super::OpenConsumerError;
 pub use group::{GroupConsumeError, GroupConsumer};
 pub use queue::{QueueConsumer, Replier, Requester};
+pub use transaction::{Transaction, Transactor};
 
 mod group;
 mod queue;
+mod transaction;
 
 /// One connection of a [`Client`]: requests go out one at a time.
 struct Line {

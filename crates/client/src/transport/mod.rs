@@ -16,6 +16,9 @@ mod calls;
 #[cfg(any(feature = "blocking", feature = "tokio", feature = "monoio"))]
 #[macro_use]
 mod queues;
+#[cfg(any(feature = "blocking", feature = "tokio", feature = "monoio"))]
+#[macro_use]
+mod transactions;
 
 #[cfg(feature = "blocking")]
 pub mod blocking;

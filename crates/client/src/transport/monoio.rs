@@ -22,6 +22,7 @@ use ringmain_wire::control::{
 use ringmain_wire::{Op, PartitionId};
 
 pub use self::queue::{QueueConsumer, Replier, Requester};
+pub use self::transaction::{Transaction, Transactor};
 pub use super::OpenConsumerError;
 use super::wall_ms;
 use crate::admin::{self, Call, ClientConfig, DeleteTopic, DescribeTopic, InitProducer};
@@ -619,3 +620,4 @@ const READ_BYTES: usize = 256 << 10;
 mod queue;
 #[cfg(test)]
 mod tests;
+mod transaction;

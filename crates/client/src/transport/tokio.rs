@@ -21,6 +21,7 @@ use ringmain_wire::control::{
 };
 
 pub use self::queue::{QueueConsumer, Replier, Requester};
+pub use self::transaction::{Transaction, Transactor};
 pub use super::OpenConsumerError;
 use super::{Access, READ_BYTES_PER_TURN, wall_ms};
 use crate::admin::{self, Call, ClientConfig, DeleteTopic, DescribeTopic, InitProducer};
@@ -665,3 +666,4 @@ const TURNS_PER_POLL: usize = 16;
 mod queue;
 #[cfg(test)]
 mod tests;
+mod transaction;

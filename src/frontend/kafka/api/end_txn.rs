@@ -20,7 +20,7 @@ impl EndTxn {
     /// Nothing asked yet.
     pub fn open(request: &EndTxnRequest<'_>, version: i16) -> EndTxn {
         let producer = transaction::producer(request.producer_id, request.producer_epoch);
-        let action = TransactionAction::End { producer, commit: request.committed };
+        let action = TransactionAction::End { producer, commit: request.committed, renews: false };
         let request = transaction::ask(request.transactional_id, action);
         EndTxn { step: Step::new(request, version >= KNOWS_FENCING) }
     }

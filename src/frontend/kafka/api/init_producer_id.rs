@@ -35,7 +35,7 @@ impl InitProducerId {
                 let current = (request.producer_id >= 0).then_some(known);
                 // What isn't positive is refused where the bounds are.
                 let timeout_ms = u32::try_from(request.transaction_timeout_ms).unwrap_or(0);
-                (Some(transaction::ask(id, TransactionAction::Init { timeout_ms, current })), errors::NONE)
+                (Some(transaction::ask(id, TransactionAction::Init { timeout_ms, check: None, current })), errors::NONE)
             }
         };
         InitProducerId { request, knows_fencing: version >= KNOWS_FENCING, error, producer_id: -1, producer_epoch: -1 }

@@ -70,7 +70,7 @@ fn transactional_producer_is_initialized_in_every_version() {
         let current = is_known.then_some(ProducerKey { epoch: 2, ..key() });
         let mut peer = Peer::new();
         let (number, action) = peer.asks_transaction(ApiKey::InitProducerId, version, &request);
-        assert_eq!(action, TransactionAction::Init { timeout_ms: 60_000, current });
+        assert_eq!(action, TransactionAction::Init { timeout_ms: 60_000, check: None, current });
         peer.reply(number, Reply::Transaction(Box::new(TransactionReply::Producer(key()))));
         let response: InitProducerIdResponse = peer.response(ApiKey::InitProducerId, version, 77);
         assert_eq!((response.error_code, response.producer_id.0, response.producer_epoch), (0, PRODUCER, 3));
@@ -132,7 +132,7 @@ fn groups_join_and_transactions_end() {
             .with_producer_epoch(-1)
             .with_committed(true);
         let (number, action) = peer.asks_transaction(ApiKey::EndTxn, version, &request);
-        assert_eq!(action, TransactionAction::End { producer: ProducerKey { epoch: u16::MAX, ..key() }, commit: true });
+        assert_eq!(action, TransactionAction::End { producer: ProducerKey { epoch: u16::MAX, ..key() }, commit: true, renews: false });
         peer.reply(number, done());
         assert_eq!(peer.response::<EndTxnResponse>(ApiKey::EndTxn, version, 77).error_code, 0);
     }

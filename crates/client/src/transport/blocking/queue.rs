@@ -39,16 +39,16 @@ impl QueueConsumer {
         Ok(QueueConsumer { machine, sockets: client.sockets()?, patience, pulls })
     }
 
-    fn with<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
+    pub(super) fn with<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
         f(&mut self.machine)
     }
 
-    fn with_settling<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
+    pub(super) fn with_settling<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
         f(&mut self.machine)
     }
 
     /// Does what can be done, and waits for more until then at the latest.
-    fn turn(&mut self, until: Instant) -> Result<(), QueueError> {
+    pub(super) fn turn(&mut self, until: Instant) -> Result<(), QueueError> {
         let mut access = &mut self.machine;
         self.sockets.advance(&mut access);
         let until = access.poll_timeout().map_or(until, |at| at.min(until));

@@ -47,19 +47,19 @@ impl QueueConsumer {
         Ok(QueueConsumer { hub, patience, pulls })
     }
 
-    fn with<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
+    pub(super) fn with<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
         f(&mut self.hub.machine.borrow_mut())
     }
 
     /// Likewise, and the task looks whether something is to be sent.
-    fn with_settling<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
+    pub(super) fn with_settling<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
         let result = f(&mut self.hub.machine.borrow_mut());
         self.hub.stirred.raise();
         result
     }
 
     /// Lets the tasks do what can be done, and waits for more until then at the latest.
-    async fn turn(&mut self, until: Instant) -> Result<(), QueueError> {
+    pub(super) async fn turn(&mut self, until: Instant) -> Result<(), QueueError> {
         self.hub.stirred.raise();
         let mut has_yielded = false;
         poll_fn(|cx| {

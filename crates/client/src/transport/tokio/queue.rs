@@ -44,16 +44,16 @@ impl QueueConsumer {
         Ok(QueueConsumer { machine, driver: client.driver().await?, patience, pulls })
     }
 
-    fn with<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
+    pub(super) fn with<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
         f(&mut self.machine)
     }
 
-    fn with_settling<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
+    pub(super) fn with_settling<R>(&mut self, f: impl FnOnce(&mut QueueConsumerMachine) -> R) -> R {
         f(&mut self.machine)
     }
 
     /// Does what can be done, and waits for more until then at the latest.
-    async fn turn(&mut self, until: Instant) -> Result<(), QueueError> {
+    pub(super) async fn turn(&mut self, until: Instant) -> Result<(), QueueError> {
         let (driver, mut machine) = (&mut self.driver, &mut self.machine);
         poll_fn(|cx| driver.poll(cx, &mut machine, Some(until))).await;
         Ok(())

@@ -2,6 +2,7 @@ use super::*;
 use crate::consumer::StartFrom;
 use crate::fake::server::Server;
 use crate::queue::{Message, QueueConsumerConfig};
+use crate::transaction::TransactionConfig;
 
 fn run(test: impl Future<Output = ()>) {
     ::tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
@@ -95,5 +96,59 @@ fn queue_is_received_and_settled_over_real_sockets() {
         assert_eq!(client.purge_queue("q").await.unwrap(), 7);
         assert!(pulling.get(4, Duration::from_millis(30)).await.unwrap().is_empty());
         assert!(matches!(client.queue_map("other").await, Err(CallError::UnknownQueue { .. })));
+    });
+}
+
+#[test]
+fn transaction_moves_messages_over_real_sockets() {
+    run(async {
+        let server = Server::start(3, 4);
+        server.broker.lock().unwrap().partitions.iter_mut().for_each(|partition| partition.queue.ready = (0..100).collect());
+        let client = Client::connect(&server.address()).await.unwrap();
+        let config = QueueConsumerConfig { prefetch: 50, max_wait: Duration::from_millis(20), ..QueueConsumerConfig::default() };
+        let mut consumer = client.queue_consumer("q", config).await.unwrap();
+        let mut transactor = client.transactor("worker", TransactionConfig::default()).await.unwrap();
+        let (mut moved, mut turn) = (0, 0);
+        while moved < 400 {
+            let first = consumer.recv(Duration::from_secs(10)).await.unwrap().expect("a message");
+            let mut messages = vec![first];
+            messages.extend(consumer.try_recv().await.unwrap());
+            let mut transaction = transactor.begin().await.unwrap();
+            for message in &messages {
+                transaction.publish("t", message.again().partition(message.partition_index()).record()).await.unwrap();
+            }
+            transaction.ack(&mut consumer, &messages).await.unwrap();
+            turn += 1;
+            match turn % 7 {
+                // As if nothing had happened: they are this consumer's, and go into the next one.
+                3 | 5 => {
+                    if turn % 7 == 3 {
+                        transaction.abort().await.unwrap()
+                    } else {
+                        drop(transaction)
+                    }
+                    let mut transaction = transactor.begin().await.unwrap();
+                    for message in &messages {
+                        transaction.publish("t", message.again().partition(message.partition_index()).record()).await.unwrap();
+                    }
+                    transaction.ack(&mut consumer, &messages).await.unwrap();
+                    transaction.commit().await.unwrap();
+                }
+                _ => transaction.commit().await.unwrap(),
+            }
+            moved += messages.len();
+        }
+        let broker = server.broker.lock().unwrap();
+        for index in 0..4 {
+            let mut values: Vec<u64> = broker
+                .committed
+                .iter()
+                .filter(|(at, _)| *at == index)
+                .map(|(_, value)| String::from_utf8_lossy(value).parse().unwrap())
+                .collect();
+            values.sort_unstable();
+            assert_eq!(values, (0..100).collect::<Vec<u64>>());
+            assert_eq!(broker.partitions[index].queue.acked.len(), 100);
+        }
     });
 }
