@@ -145,6 +145,7 @@ pub struct QueueConfig {
     /// A new queue begins with the last so many records of each partition, whatever `from_beginning` says. 1 = with a retained message.
     pub from_last: Option<u64>,
     /// A message with a [`name::MESSAGE_ID`] that the partition took less than so long ago isn't stored again, for all queues over the topic.
+    /// Messages published in transactions are always stored.
     pub dedup_window_ms: Option<u64>,
 }
 

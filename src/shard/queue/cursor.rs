@@ -1446,14 +1446,19 @@ impl Cursor {
 }
 
 impl Saved {
+    /// Settled: a transaction has no say in them any more.
+    pub fn unstage(&mut self, start: u64, end: u64) {
+        while let Some((&offset, _)) = self.staged.range(start..end.max(start)).next() {
+            self.staged.remove(&offset);
+        }
+    }
+
     /// A message has ended.
     pub fn end(&mut self, start: u64, end: u64, how: End) {
         let added = self.settled.insert(start, end);
         self.tally.add(how, added);
         self.redirected.remove(start, end);
-        if !self.staged.is_empty() {
-            self.staged.retain(|offset, _| !(start..end).contains(offset));
-        }
+        self.unstage(start, end);
         if end - start == 1 {
             self.history.remove(&start);
         } else {

@@ -230,7 +230,7 @@ impl SavedCursors {
                 let saved = self.cursors.entry((partition, queue)).or_default();
                 for (start, end) in settled {
                     saved.settled.insert(start, end);
-                    saved.staged.retain(|offset, _| !(start..end).contains(offset));
+                    saved.unstage(start, end);
                 }
                 saved.history.extend(returned.into_iter().map(|it| (it.offset, (it.deliveries, it.due_ms))));
             }

@@ -216,7 +216,8 @@ macro_rules! transaction_transport {
             }
 
             /// Stays open: what was published is stored, and whoever checks for its group decides. Without a group, or when nobody
-            /// does, it is aborted after its timeout, or when its name is taken.
+            /// does, it is aborted after its timeout, or when its name is taken: by [`Transactor::begin`] too, without
+            /// [`Transactor::rename`] before.
             ///
             /// Errors: why it can't be committed any more; then it is aborted.
             pub $($asyncness)* fn leave(mut self) -> Result<(), TransactionError> {
