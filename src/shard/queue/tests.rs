@@ -1071,7 +1071,7 @@ impl Model {
             drop_acked: kind == 3,
             dedup_window_ms: (kind == 0).then_some(3_600_000),
             max_length: (kind == 4).then_some(12),
-            max_bytes: (kind == 4 && seed % 2 == 0).then_some(90),
+            max_bytes: (kind == 4 && seed.is_multiple_of(2)).then_some(90),
             overflow: if kind == 4 { Overflow::Redirect } else { Overflow::Reject },
             redirect: (kind == 4).then(|| "dead".into()),
             ..QueueConfig::default()
@@ -1109,7 +1109,7 @@ impl Model {
                 let priority = if self.config.priorities > 1 { self.random(4) as u8 } else { 0 };
                 let due_ms = (self.random(4) == 0).then_some(now_ms + self.random(12) as i64);
                 let value = format!("m{number}");
-                Message { id: (number % 4 > 0).then(|| value.clone()), value, priority, due_ms, ..Message::default() }
+                Message { id: (!number.is_multiple_of(4)).then(|| value.clone()), value, priority, due_ms, ..Message::default() }
             })
             .collect()
     }
@@ -1496,9 +1496,9 @@ impl Model {
     /// Everything that is left is delivered and acknowledged, or dead.
     fn finish(mut self) {
         self.answers();
-        for id in 0..IDS.len() {
+        for (id, name) in IDS.iter().enumerate() {
             // Whoever takes the name over aborts what is open.
-            self.rig.init(IDS[id]);
+            self.rig.init(name);
             self.decided(id, false);
         }
         for connection in 1..=3 {

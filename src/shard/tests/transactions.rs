@@ -280,7 +280,7 @@ impl World {
     }
 
     /// Ids and producers of what is to be checked at the coordinator of [`A`].
-    fn to_check(&mut self, group: &str) -> Vec<(String, ProducerKey)> {
+    fn offered(&mut self, group: &str) -> Vec<(String, ProducerKey)> {
         let sent = self.send_to_check(group, 0);
         to_check(&self.answer(sent))
     }
@@ -1005,40 +1005,40 @@ fn open_transaction_is_offered_to_its_group_until_it_is_decided() {
             world.turns(20);
         };
         world.write(producer, 1, 0, &["x"]).unwrap();
-        assert_eq!(world.to_check("g"), []);
+        assert_eq!(world.offered("g"), []);
         let (waits, others) = (world.send_to_check("g", 10_000), world.send_to_check("other", 10_000));
         later(&mut world);
         assert_eq!(to_check(&world.answer(waits)), [(A.to_string(), producer)]);
-        assert_eq!(world.to_check("g"), [], "not to two at once");
+        assert_eq!(world.offered("g"), [], "not to two at once");
         assert!(!world.answers.contains_key(&others));
         later(&mut world);
-        assert_eq!(world.to_check("g"), [(A.to_string(), producer)], "nobody has decided");
+        assert_eq!(world.offered("g"), [(A.to_string(), producer)], "nobody has decided");
         // Decided by somebody else: its own producer hears the same, or that it is late.
         let next = world.renew(A, producer, true).unwrap();
         assert_eq!(world.renew(A, producer, true), Ok(next));
         assert_eq!(world.renew(A, producer, false), Err(ErrorCode::InvalidTransactionState));
         assert_eq!(world.committed(1), ["x"]);
         later(&mut world);
-        assert_eq!(world.to_check("g"), [], "decided");
+        assert_eq!(world.offered("g"), [], "decided");
         // Also after a crash; then nobody decides, and its time is over.
         world.write(next, 1, 0, &["gone"]).unwrap();
         later(&mut world);
         world.crash(true);
         world.turns(50);
-        assert_eq!(world.to_check("g"), [], "its time begins anew");
+        assert_eq!(world.offered("g"), [], "its time begins anew");
         later(&mut world);
-        assert_eq!(world.to_check("g"), [(A.to_string(), next)]);
+        assert_eq!(world.offered("g"), [(A.to_string(), next)]);
         later(&mut world);
         world.pass(u64::from(TIMEOUT_MS) * 1_000);
         world.turns(300);
-        assert_eq!(world.to_check("g"), [], "aborted");
+        assert_eq!(world.offered("g"), [], "aborted");
         assert_eq!(world.committed(1), ["x"]);
         // From now on nobody is asked, through a checkpoint and a crash.
         let plain = world.init(A, None).unwrap();
         world.crash(false);
         world.write(plain, 1, 0, &["y"]).unwrap();
         later(&mut world);
-        assert_eq!(world.to_check("g"), []);
+        assert_eq!(world.offered("g"), []);
         world.renew(A, plain, true).unwrap();
         assert_eq!(world.committed(1), ["x", "y"]);
     }
