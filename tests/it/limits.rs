@@ -27,11 +27,11 @@ fn status_bytes(broker: &Broker, name: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
-fn rss(broker: &Broker) -> u64 {
+pub fn rss(broker: &Broker) -> u64 {
     status_bytes(broker, "VmRSS")
 }
 
-fn peak_rss(broker: &Broker) -> u64 {
+pub fn peak_rss(broker: &Broker) -> u64 {
     status_bytes(broker, "VmHWM")
 }
 

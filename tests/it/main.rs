@@ -13,6 +13,7 @@ mod kafka;
 mod limits;
 mod native;
 mod queue;
+mod queue_memory;
 mod roundtrip;
 mod simulation;
 mod sink;
