@@ -119,7 +119,7 @@ fn messages_remembered_one_by_one_take_so_much() {
     let (broker, client, before) = filled("flight", 2 * MILLION, None);
     create(&client, "q", "t", QueueConfig::default());
     let consumer = receive(&client, "q", MILLION, |_| false);
-    each("in flight", &broker, before, 64);
+    each("in flight", &broker, before, 32);
     drop((broker, consumer));
 
     let (broker, client, before) = filled("apart", 2 * MILLION, None);
@@ -132,7 +132,7 @@ fn messages_remembered_one_by_one_take_so_much() {
     create(&client, "q", "t", QueueConfig { priorities: 10, ..QueueConfig::default() });
     // Such a queue gives none before it has looked at all.
     drop(receive(&client, "q", 1, |_| true));
-    each("ready, with priority", &broker, before, 32);
+    each("ready, with priority", &broker, before, 16);
     drop(broker);
 
     let (broker, client, before) = filled("later", MILLION, Some((name::DUE_MS, &i64::MAX.to_le_bytes())));

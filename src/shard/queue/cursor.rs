@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use ringmain_wire::queue::{Delayed, Overflow, QueueConfig, QueueState, Settlement, Verb};
 
+use super::packed::{OffsetMap, PlaceSet};
 use super::ranges::{Ranges, Settled};
 use super::staged::{Staged, Where};
 use crate::request::transaction::ProducerKey;
@@ -45,7 +46,7 @@ const OFFSET_BITS: u32 = 56;
 
 /// A message in the order of delivery: `255 - priority`, then offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place(u64);
+pub struct Place(pub(super) u64);
 
 impl Place {
     /// Of a message of that priority.
@@ -267,6 +268,8 @@ struct InFlight {
     priority: u8,
 }
 
+const _: () = assert!(size_of::<InFlight>() == 16);
+
 #[derive(Debug)]
 struct Consumer {
     in_flight: u64,
@@ -314,9 +317,9 @@ pub struct Cursor {
     settled: Settled,
     /// The next offset that the feeder shows.
     next: u64,
-    ready: BTreeSet<Place>,
+    ready: PlaceSet,
     delayed: BTreeSet<(i64, Place)>,
-    in_flight: BTreeMap<u64, InFlight>,
+    in_flight: OffsetMap<InFlight>,
     /// Deliveries in vain, and when to try again; of messages in flight: before this delivery.
     history: BTreeMap<u64, (u16, i64)>,
     staged: Option<Box<Staged>>,
@@ -386,9 +389,9 @@ impl Cursor {
             tally,
             next: settled.floor(),
             settled,
-            ready: BTreeSet::new(),
+            ready: PlaceSet::default(),
             delayed: BTreeSet::new(),
-            in_flight: BTreeMap::new(),
+            in_flight: OffsetMap::default(),
             history,
             staged: Staged::restore(&staged),
             returning: 0,
@@ -653,12 +656,12 @@ impl Cursor {
 
     /// The message that is delivered next, of those looked at.
     pub fn first_ready(&self) -> Option<Place> {
-        self.ready.first().copied()
+        self.ready.first()
     }
 
     /// The first ready message at or behind that place.
     pub fn ready_from(&self, from: Place) -> Option<Place> {
-        self.ready.range(from..).next().copied()
+        self.ready.first_from(from)
     }
 
     /// Messages that are ready, of those looked at.
@@ -844,7 +847,7 @@ impl Cursor {
             self.consumers.remove(&key);
             let Some(consumer) = self.slots.get_mut(slot as usize).and_then(Option::take) else { continue };
             if consumer.in_flight > 0 {
-                let held: Vec<u64> = self.in_flight.iter().filter(|(_, held)| held.consumer == slot).map(|(offset, _)| *offset).collect();
+                let held: Vec<u64> = self.in_flight.iter().filter(|(_, held)| held.consumer == slot).map(|(offset, _)| offset).collect();
                 returned += held.len() as u64;
                 held.into_iter().for_each(|offset| self.let_go(offset, now));
             }
@@ -860,7 +863,7 @@ impl Cursor {
         let Some(slot) = slot else { return (0, u32::from(settlement.count == 1)) };
         let mut settled = 0;
         let mut from = settlement.first;
-        while let Some((&offset, held)) = self.in_flight.range(from..end).next() {
+        while let Some((offset, held)) = self.in_flight.first_in(from..end) {
             from = offset + 1;
             if held.consumer != slot || self.is_staged(offset) {
                 continue;
@@ -886,7 +889,7 @@ impl Cursor {
         let end = settlement.first.saturating_add(u64::from(settlement.count));
         let Some(slot) = slot else { return (0, u32::from(settlement.count == 1)) };
         let mut settled = 0;
-        for (&offset, held) in self.in_flight.range(settlement.first..end) {
+        for (offset, held) in self.in_flight.range(settlement.first..end) {
             let staged = self.staged.get_or_insert_default();
             if held.consumer != slot || staged.of(offset).is_some_and(|of| of != producer) {
                 continue;
@@ -921,7 +924,7 @@ impl Cursor {
             }
             match at {
                 Where::Held => {
-                    let deadline_ms = self.in_flight.get(&offset).map_or(u64::MAX, |held| held.deadline_ms);
+                    let deadline_ms = self.in_flight.get(offset).map_or(u64::MAX, |held| held.deadline_ms);
                     self.first_deadline_ms = self.first_deadline_ms.min(deadline_ms);
                 }
                 Where::Left { deliveries, priority } => self.come_back(offset, deliveries, priority, 0, now),
@@ -1006,7 +1009,7 @@ impl Cursor {
     fn extend(&mut self, offset: u64, ms: u64, now: Now) {
         let deadline_ms = (now.monotonic_us / 1_000).saturating_add(ms);
         self.first_deadline_ms = self.first_deadline_ms.min(deadline_ms);
-        if let Some(held) = self.in_flight.get_mut(&offset) {
+        if let Some(held) = self.in_flight.get_mut(offset) {
             held.deadline_ms = deadline_ms;
         }
     }
@@ -1040,7 +1043,7 @@ impl Cursor {
     }
 
     fn forget_flight(&mut self, offset: u64) -> Option<InFlight> {
-        let held = self.in_flight.remove(&offset)?;
+        let held = self.in_flight.remove(offset)?;
         if let Some(Some(consumer)) = self.slots.get_mut(held.consumer as usize) {
             consumer.in_flight -= 1;
         }
@@ -1069,7 +1072,7 @@ impl Cursor {
         self.returning = self.returning.saturating_sub(1);
         let Returned { offset, due_ms, priority, .. } = *returned;
         // Purged, or the cursor was moved, meanwhile.
-        if self.settled.contains(offset) || offset >= self.next || self.in_flight.contains_key(&offset) {
+        if self.settled.contains(offset) || offset >= self.next || self.in_flight.contains(offset) {
             return;
         }
         let deliveries = self.deliveries_before(offset);
@@ -1203,10 +1206,10 @@ impl Cursor {
         if self.first_deadline_ms <= now_ms && self.deadlines_after_us <= now.monotonic_us {
             // The deadline of what is staged has no effect before the decision.
             let runs = |cursor: &Cursor, offset: u64| !cursor.is_staged(offset);
-            let held = self.in_flight.iter().filter(|(offset, _)| runs(self, **offset));
-            let late: Vec<u64> = held.filter(|(_, held)| held.deadline_ms <= now_ms).map(|(offset, _)| *offset).collect();
+            let held = self.in_flight.iter().filter(|(offset, _)| runs(self, *offset));
+            let late: Vec<u64> = held.filter(|(_, held)| held.deadline_ms <= now_ms).map(|(offset, _)| offset).collect();
             late.into_iter().for_each(|offset| self.give_back(offset, 0, now));
-            let held = self.in_flight.iter().filter(|(offset, _)| runs(self, **offset));
+            let held = self.in_flight.iter().filter(|(offset, _)| runs(self, *offset));
             self.first_deadline_ms = held.map(|(_, held)| held.deadline_ms).min().unwrap_or(u64::MAX);
             self.deadlines_after_us = now.monotonic_us + DEADLINES_EVERY_US;
         }
@@ -1230,7 +1233,7 @@ impl Cursor {
         if start <= self.settled.floor() {
             return;
         }
-        let held: Vec<u64> = self.in_flight.range(..start).map(|(offset, _)| *offset).collect();
+        let held: Vec<u64> = self.in_flight.range(0..start).map(|(offset, _)| offset).collect();
         for offset in held {
             self.forget_flight(offset);
         }
@@ -1247,7 +1250,7 @@ impl Cursor {
     /// Settles everything that isn't in flight, up to `end`. Says how many.
     pub fn purge(&mut self, end: u64) -> u64 {
         let before = self.tally.acked;
-        let mut held: BTreeSet<u64> = self.in_flight.keys().copied().collect();
+        let mut held: BTreeSet<u64> = self.in_flight.iter().map(|(offset, _)| offset).collect();
         held.extend(self.staged_from(0).map(|(offset, _)| offset));
         self.ready.clear();
         self.delayed.clear();
@@ -1330,7 +1333,7 @@ impl Cursor {
             }
             let offset = from;
             from += 1;
-            if self.in_flight.contains_key(&offset) || self.is_staged(offset) || self.dying.iter().any(|dying| dying.offset == offset) {
+            if self.in_flight.contains(offset) || self.is_staged(offset) || self.dying.iter().any(|dying| dying.offset == offset) {
                 continue;
             }
             if offset >= self.next {
@@ -1357,7 +1360,7 @@ impl Cursor {
             if offset >= end {
                 break;
             }
-            let deliveries = self.in_flight.get(&offset).map_or_else(|| self.deliveries_before(offset), |held| held.deliveries);
+            let deliveries = self.in_flight.get(offset).map_or_else(|| self.deliveries_before(offset), |held| held.deliveries);
             listed.push((offset, u32::from(deliveries)));
             offset += 1;
         }
@@ -1388,7 +1391,8 @@ impl Cursor {
 
     /// Nothing is delivered any more and the log is about to end: what is in flight has been delivered, nothing else has.
     pub fn settle_down(&mut self) {
-        for offset in std::mem::take(&mut self.in_flight).into_keys() {
+        let held: Vec<u64> = std::mem::take(&mut self.in_flight).iter().map(|(offset, _)| offset).collect();
+        for offset in held {
             let deliveries = self.one_more(offset);
             self.history.insert(offset, (deliveries, 0));
         }
@@ -1429,16 +1433,16 @@ impl Cursor {
         let state = self.state(end, 0);
         let sum = state.ready + state.delayed + state.in_flight + state.acked + state.dead_lettered + state.dropped;
         assert_eq!(sum, state.enqueued, "{state:?}");
-        for place in &self.ready {
+        for place in self.ready.iter() {
             let offset = place.offset();
-            assert!(!self.settled.contains(offset) && !self.in_flight.contains_key(&offset) && offset < self.next, "ready {offset}");
+            assert!(!self.settled.contains(offset) && !self.in_flight.contains(offset) && offset < self.next, "ready {offset}");
         }
-        assert!(self.in_flight.keys().all(|offset| !self.settled.contains(*offset)));
+        assert!(self.in_flight.iter().all(|(offset, _)| !self.settled.contains(offset)));
         assert!(self.delayed.iter().all(|(_, place)| !self.settled.contains(place.offset())));
         let held: u64 = self.slots.iter().flatten().map(|consumer| consumer.in_flight).sum();
         assert_eq!(held, self.in_flight.len() as u64);
         for (offset, at) in self.staged.iter().flat_map(|staged| staged.places()) {
-            assert_eq!(self.in_flight.contains_key(&offset), at == Where::Held, "staged {offset} {at:?}");
+            assert_eq!(self.in_flight.contains(offset), at == Where::Held, "staged {offset} {at:?}");
             assert!(!self.settled.contains(offset), "staged {offset} is settled");
             assert!(!self.ready.iter().any(|place| place.offset() == offset), "staged {offset} is ready");
         }

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | `catalog` | names, numbers and settings of queues |
 //! | `cursor` | one queue in one partition: the states of its messages |
-//! | `ranges` | settled offsets above a floor |
+//! | `ranges`, `packed` | settled offsets above a floor; sets and maps of messages |
 //! | `staged` | acknowledgements in transactions |
 //! | `feed` | records out of stored frames |
 //! | `expiry` | messages that expire while nobody receives |
@@ -30,6 +30,7 @@ mod expiry;
 pub mod feed;
 pub mod filter;
 pub mod idle;
+mod packed;
 pub mod persist;
 mod ranges;
 pub mod serve;
