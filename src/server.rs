@@ -26,6 +26,7 @@ use crate::config::{IoMode, Listen, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, Se
 use crate::device::fallback::ThreadDisk;
 use crate::device::janitor::{Janitor, JanitorHandle, JanitorOptions};
 use crate::device::probe::{Probe, RingRefused, raise_nofile};
+use crate::device::region::Supplier;
 use crate::device::schedule;
 use crate::device::uring::UringDisk;
 use crate::device::volume::{Directory, FileVolume};
@@ -273,6 +274,7 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
         ..defaults
     };
     let janitor = Janitor::start(directory.clone(), janitor_options).map_err(system("starting the janitor"))?;
+    let supplier = Supplier::start().map_err(system("starting the memory thread"))?;
     let broker = Arc::new(Broker {
         io: io.name,
         io_note: io.note.clone(),
@@ -332,6 +334,7 @@ pub fn start(config: &ServeConfig) -> Result<Running, StartError> {
             driver: io.driver,
             directory: directory.clone(),
             janitor: janitor.handle().clone(),
+            supplier: supplier.clone(),
             broker: broker.clone(),
             mail,
             wake,
@@ -633,6 +636,7 @@ struct CoreThread {
     driver: Driver,
     directory: Arc<Directory>,
     janitor: JanitorHandle,
+    supplier: Supplier,
     broker: Arc<Broker>,
     mail: Mailboxes<Question, Answer>,
     wake: WakeSource,
@@ -658,7 +662,7 @@ impl CoreThread {
         if let Err(error) = schedule::let_others_in() {
             tracing::debug!("core thread {} keeps the default time slice ({error}); flushes may wait for it", self.core);
         }
-        let arena = Arena::new(self.memory.arena_bytes);
+        let arena = Arena::with_supply(self.memory.arena_bytes, self.supplier.supply());
         let mut volume = FileVolume::new(self.directory.clone());
         let (mut shards, mut live_files, mut catalog) = (Vec::new(), Vec::new(), None);
         let mut epochs = Vec::new();

@@ -7,7 +7,8 @@
 //!
 //! One arena belongs to one core thread: nothing here is `Send`, counts are plain integers. Pieces of up to
 //! 2 MiB are cut from 2 MiB *regions*, one size per region; a region whose pieces are all free goes to a short
-//! spare list and beyond that back to the kernel. Longer pieces are mappings of their own.
+//! spare list and beyond that back to the kernel. Longer pieces are mappings of their own. New regions for large
+//! pieces have been touched by another thread ([`Supply`]).
 //! Contents aren't cleared between users: a fresh buffer shows old bytes until it is overwritten.
 
 use std::cell::RefCell;
@@ -17,15 +18,9 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::slice;
-#[cfg(not(miri))]
-use std::sync::LazyLock;
 
 use super::BLOCK_BYTES;
-#[cfg(not(miri))]
-use super::probe::{HugePages, huge_pages};
-
-/// Unit of mapping: one huge page.
-pub const REGION_BYTES: usize = 2 << 20;
+use super::region::{Mapping, REGION_BYTES, Supply};
 
 /// Sizes a piece can have; longer ones are multiples of [`REGION_BYTES`].
 const CLASS_BYTES: [usize; 6] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 2 << 20];
@@ -74,7 +69,12 @@ impl std::error::Error for ArenaFull {}
 impl Arena {
     /// An empty arena; maps nothing yet.
     pub fn new(limit_bytes: usize) -> Arena {
-        Arena { shared: Rc::new(Shared { limit_bytes, pool: RefCell::new(Pool::new()) }) }
+        Arena { shared: Rc::new(Shared { limit_bytes, pool: RefCell::new(Pool::new(None)) }) }
+    }
+
+    /// As `new`; the regions of large pieces come from `supply`, once the first is taken.
+    pub fn with_supply(limit_bytes: usize, supply: Supply) -> Arena {
+        Arena { shared: Rc::new(Shared { limit_bytes, pool: RefCell::new(Pool::new(Some(supply))) }) }
     }
 
     /// A buffer of `bytes` rounded up to whole blocks, with unspecified content.
@@ -89,6 +89,7 @@ impl Arena {
         }
         let Ok((start, home)) = pool.take(charge) else { return Err(full(charge, pool.used_bytes)) };
         pool.used_bytes += charge;
+        pool.ask_ahead(self.shared.limit_bytes);
         drop(pool);
         let piece = Piece { start, bytes: charge, home: Some(home), arena: self.shared.clone() };
         Ok(Buffer { piece, len: bytes.max(1).next_multiple_of(BLOCK_BYTES) })
@@ -188,6 +189,11 @@ impl Slice {
         // SAFETY: `range.start <= self.len`, so the address is inside the piece or one past it.
         let start = unsafe { self.start.add(range.start) };
         Slice { owner: self.owner.clone(), start, len: range.len() }
+    }
+
+    /// What the arena charges for the memory that it keeps, bytes.
+    pub fn charged_bytes(&self) -> usize {
+        self.owner.bytes
     }
 }
 
@@ -378,6 +384,10 @@ struct Pool {
     classes: [Class; CLASS_BYTES.len()],
     /// Wholly free regions: [ordinary pages, huge pages].
     spare: [Vec<Mapping>; 2],
+    /// Of regions with huge pages.
+    supply: Option<Supply>,
+    /// The last such region was the last one at hand.
+    is_out: bool,
 }
 
 /// All regions cut into pieces of one size.
@@ -398,16 +408,16 @@ struct Region {
 }
 
 impl Pool {
-    fn new() -> Pool {
+    fn new(supply: Option<Supply>) -> Pool {
         let classes = CLASS_BYTES.map(|piece_bytes| Class { piece_bytes, regions: Vec::new(), open: Vec::new(), vacant: Vec::new() });
-        Pool { used_bytes: 0, mapped_bytes: 0, huge_refused: false, classes, spare: [Vec::new(), Vec::new()] }
+        Pool { used_bytes: 0, mapped_bytes: 0, huge_refused: false, classes, spare: [Vec::new(), Vec::new()], supply, is_out: false }
     }
 
     /// A free piece of exactly `bytes`, a value of `charged_bytes`.
     fn take(&mut self, bytes: usize) -> io::Result<(NonNull<u8>, Home)> {
         let Some(class) = CLASS_BYTES.iter().position(|&class| class == bytes) else {
             let memory = self.map(bytes, true)?;
-            return Ok((memory.start, Home::Own(memory)));
+            return Ok((memory.start(), Home::Own(memory)));
         };
         let region = match self.classes[class].lowest_open() {
             Some(region) => region,
@@ -415,7 +425,7 @@ impl Pool {
                 let huge = bytes >= HUGE_FROM_BYTES;
                 let memory = match self.spare[huge as usize].pop() {
                     Some(memory) => memory,
-                    None => self.map(REGION_BYTES, huge)?,
+                    None => self.next_region(huge)?,
                 };
                 self.classes[class].add(memory)
             }
@@ -424,10 +434,30 @@ impl Pool {
         Ok((start, Home::Region { class: class as u8, piece: piece as u16, region: region as u32 }))
     }
 
+    fn next_region(&mut self, huge: bool) -> io::Result<Mapping> {
+        if huge {
+            self.is_out = true;
+            if let Some(memory) = self.supply.as_mut().and_then(Supply::take) {
+                self.mapped_bytes += memory.bytes();
+                return Ok(memory);
+            }
+        }
+        self.map(REGION_BYTES, huge)
+    }
+
+    /// Has the next regions made, as far as there will be a use for them.
+    fn ask_ahead(&mut self, limit_bytes: usize) {
+        if std::mem::take(&mut self.is_out)
+            && let Some(supply) = &mut self.supply
+        {
+            supply.ask(limit_bytes - self.used_bytes);
+        }
+    }
+
     fn put_back(&mut self, bytes: usize, home: Home) {
         self.used_bytes -= bytes;
         match home {
-            Home::Own(memory) => self.mapped_bytes -= memory.bytes,
+            Home::Own(memory) => self.mapped_bytes -= memory.bytes(),
             Home::Region { class, piece, region } => {
                 let class = &mut self.classes[class as usize];
                 let Some(memory) = class.put_piece_back(region as usize, piece as usize) else { return };
@@ -499,7 +529,7 @@ impl Class {
         }
         let memory = region.memory.as_ref().expect("an open region has memory");
         // SAFETY: `piece < REGION_BYTES / piece_bytes`, so the offset is inside the mapping.
-        (unsafe { memory.start.add(piece * self.piece_bytes) }, piece)
+        (unsafe { memory.start().add(piece * self.piece_bytes) }, piece)
     }
 
     /// Returns the region's memory if all of it is free now.
@@ -516,87 +546,5 @@ impl Class {
         self.open[index / 64] &= !(1 << (index % 64));
         self.vacant.push(index as u32);
         region.memory.take()
-    }
-}
-
-/// Memory from the kernel, at a multiple of [`REGION_BYTES`]; goes back when dropped.
-struct Mapping {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-#[cfg(not(miri))]
-impl Mapping {
-    /// Fresh zeroed pages. `bytes`: a multiple of [`REGION_BYTES`].
-    fn new(bytes: usize) -> io::Result<Mapping> {
-        let exact = Mapping { start: map_anonymous(bytes)?, bytes };
-        if exact.start.addr().get().is_multiple_of(REGION_BYTES) {
-            return Ok(exact);
-        }
-        drop(exact);
-        // Older kernels align by pages only: take one region more and give the ends back.
-        let wide = map_anonymous(bytes + REGION_BYTES)?;
-        let head = wide.addr().get().next_multiple_of(REGION_BYTES) - wide.addr().get();
-        // SAFETY: `head < REGION_BYTES`, and `head + bytes <= bytes + REGION_BYTES`: both addresses are in the mapping.
-        let (start, end) = unsafe { (wide.add(head), wide.add(head + bytes)) };
-        for (from, len) in [(wide, head), (end, REGION_BYTES - head)] {
-            if len > 0 {
-                // SAFETY: a page-aligned part of the mapping just made that nobody knows of.
-                unsafe { rustix::mm::munmap(from.as_ptr().cast(), len) }?;
-            }
-        }
-        Ok(Mapping { start, bytes })
-    }
-
-    /// Whether it may have huge pages now.
-    fn advise_huge_pages(&self) -> bool {
-        static OFF: LazyLock<bool> = LazyLock::new(|| matches!(huge_pages(), HugePages::Never | HugePages::Missing));
-        // SAFETY: the range is this mapping; the advice changes the size of pages, not what is in them.
-        let advised = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.bytes, rustix::mm::Advice::LinuxHugepage) };
-        advised.is_ok() && !*OFF
-    }
-}
-
-#[cfg(not(miri))]
-fn map_anonymous(bytes: usize) -> io::Result<NonNull<u8>> {
-    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
-    // SAFETY: a new private mapping at an address of the kernel's choice replaces nothing.
-    let start = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }?;
-    NonNull::new(start.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
-}
-
-#[cfg(not(miri))]
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: made by `new` with these bounds, and unmapped only here. A mapping is dropped when all pieces of it have
-        // come back, and a piece comes back when its last buffer, slice, chunk or operation in flight is gone.
-        let result = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.bytes) };
-        debug_assert!(result.is_ok());
-    }
-}
-
-/// The interpreter can't split mappings; ordinary memory of the same alignment serves it.
-#[cfg(miri)]
-impl Mapping {
-    fn layout(bytes: usize) -> std::alloc::Layout {
-        std::alloc::Layout::from_size_align(bytes, REGION_BYTES).expect("a multiple of the region size")
-    }
-
-    fn new(bytes: usize) -> io::Result<Mapping> {
-        // SAFETY: `bytes` isn't zero.
-        let start = unsafe { std::alloc::alloc_zeroed(Mapping::layout(bytes)) };
-        NonNull::new(start).map(|start| Mapping { start, bytes }).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
-    }
-
-    fn advise_huge_pages(&self) -> bool {
-        true
-    }
-}
-
-#[cfg(miri)]
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout.
-        unsafe { std::alloc::dealloc(self.start.as_ptr(), Mapping::layout(self.bytes)) };
     }
 }

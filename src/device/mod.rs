@@ -16,6 +16,7 @@ pub mod fallback;
 mod in_flight;
 pub mod janitor;
 pub mod probe;
+pub mod region;
 pub mod schedule;
 pub mod sim;
 pub mod uring;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::arena::REGION_BYTES;
 use super::fallback::ThreadDisk;
 use super::in_flight::{Entry, Reaped, Transfer};
 use super::janitor::{Janitor, JanitorHandle, JanitorOptions};
 use super::probe::{self, HugePages, Probe, RingRefused};
+use super::region::REGION_BYTES;
 use super::uring::{RING_DEPTH, UringDisk};
 use super::volume::{DirectIo, Directory, FileVolume};
 use super::wake::{self, Waker};
