@@ -107,6 +107,8 @@ impl Collector for Scrape {
         out.cores(cores, "sends_cold", "Extents read from the device again because their reader was slow", MetricType::Counter, |core| {
             core.counters.sends_cold
         })?;
+        let given_up = "Times that what was read for a slow reader was given up because other reads waited for memory";
+        out.cores(cores, "sends_given_up", given_up, MetricType::Counter, |core| core.counters.given_up)?;
         out.cores(cores, "paused_busy", "Reads put off because a shard or mailbox was busy", MetricType::Counter, |core| {
             core.counters.paused_busy
         })?;

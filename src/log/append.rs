@@ -284,7 +284,7 @@ impl Log {
         }
         // The arena charges by size class, and others live in it too: it may be full before the tail cache is.
         let buffer = loop {
-            match self.arena.allocate(wanted) {
+            match self.reads.allocate(&self.arena, wanted) {
                 Ok(buffer) => break buffer,
                 Err(_) if self.chunks.front().is_some_and(|oldest| self.is_evictable(oldest)) => drop(self.chunks.pop_front()),
                 Err(_) => {
@@ -454,7 +454,9 @@ impl Log {
         if known || self.note.is_some() || !is_active || self.flushed() < self.active_first_sequence || self.stop != Stop::No {
             return;
         }
-        let (Some(segment), Ok(mut buffer)) = (self.segments.get(&self.active), self.arena.allocate(BLOCK_BYTES)) else { return };
+        let (Some(segment), Ok(mut buffer)) = (self.segments.get(&self.active), self.reads.allocate(&self.arena, BLOCK_BYTES)) else {
+            return;
+        };
         let file = segment.file;
         buffer.copy_from_slice(&SealBlock::note(segment.number, self.checkpoint).to_block(segment.seed));
         self.note = Some(self.active);

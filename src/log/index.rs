@@ -1,16 +1,50 @@
 //! Which run holds which offsets: exact, per segment, and per partition over all segments.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Index;
 use std::rc::Rc;
 
 use ringmain_wire::PartitionId;
 
 use super::format::{DIRECTORY_ENTRY_BYTES, DirectoryEntry, RUN_BYTES, Run, read_directory, read_runs};
 
+/// Runs of one block of a list.
+const BLOCK_RUNS: usize = 512;
+
+/// Runs in blocks: one that grew in one piece would now and then be copied whole, some MiB on a core thread.
+#[derive(Debug, Default)]
+struct RunList {
+    blocks: Vec<Vec<Run>>,
+    len: usize,
+}
+
+impl RunList {
+    fn push(&mut self, run: Run) {
+        if self.len.is_multiple_of(BLOCK_RUNS) {
+            // Short segments have few runs.
+            self.blocks.push(Vec::with_capacity(if self.len == 0 { 0 } else { BLOCK_RUNS }));
+        }
+        self.blocks[self.len / BLOCK_RUNS].push(run);
+        self.len += 1;
+    }
+
+    fn last_mut(&mut self) -> Option<&mut Run> {
+        self.blocks.last_mut()?.last_mut()
+    }
+}
+
+impl Index<u32> for RunList {
+    type Output = Run;
+
+    fn index(&self, at: u32) -> &Run {
+        &self.blocks[at as usize / BLOCK_RUNS][at as usize % BLOCK_RUNS]
+    }
+}
+
 /// The runs of a segment that has no footer yet: in order of position, and by partition.
 #[derive(Debug, Default)]
 pub struct RunIndex {
-    runs: Vec<Run>,
+    runs: RunList,
     /// Per partition met in this segment: indices into `runs`, ascending.
     lists: Vec<Vec<u32>>,
     /// Partition → index into `lists`; ordered, because the footer is.
@@ -22,7 +56,7 @@ pub struct RunIndex {
 impl RunIndex {
     /// Runs so far.
     pub fn run_count(&self) -> usize {
-        self.runs.len()
+        self.runs.len
     }
 
     /// Partitions so far.
@@ -42,7 +76,7 @@ impl RunIndex {
     /// same group: a header lies between groups) and not over `run_bytes_max`.
     pub fn push(&mut self, list: u32, frame: Run, run_bytes_max: u32) {
         let list = &mut self.lists[list as usize];
-        let is_newest = list.last().is_some_and(|&last| last as usize + 1 == self.runs.len());
+        let is_newest = list.last().is_some_and(|&last| last as usize + 1 == self.runs.len);
         if is_newest
             && let Some(run) = self.runs.last_mut()
             && run.position + run.len == frame.position
@@ -55,20 +89,22 @@ impl RunIndex {
             run.append_time_ms = frame.append_time_ms;
             return;
         }
-        let goes_on = list.last().is_none_or(|&last| self.runs[last as usize].end_offset() == frame.base_offset);
+        let goes_on = list.last().is_none_or(|&last| self.runs[last].end_offset() == frame.base_offset);
         self.gaps += usize::from(!goes_on);
-        list.push(self.runs.len() as u32);
+        list.push(self.runs.len as u32);
         self.runs.push(frame);
     }
 
     /// The runs of `partition` in order of offset.
     pub fn runs_of(&self, partition: PartitionId) -> impl Iterator<Item = &Run> + Clone {
-        self.list(partition).iter().map(|&i| &self.runs[i as usize])
+        self.list(partition).iter().map(|&i| &self.runs[i])
     }
 
-    /// Index (within the partition's list) of the first run that ends after `offset`.
-    pub fn first_after(&self, partition: PartitionId, offset: u64) -> usize {
-        self.list(partition).partition_point(|&i| self.runs[i as usize].end_offset() <= offset)
+    /// Those that end after `offset`. Doesn't look at the others.
+    pub fn runs_after(&self, partition: PartitionId, offset: u64) -> impl Iterator<Item = &Run> + Clone {
+        let list = self.list(partition);
+        let first = list.partition_point(|&i| self.runs[i].end_offset() <= offset);
+        list[first..].iter().map(|&i| &self.runs[i])
     }
 
     fn list(&self, partition: PartitionId) -> &[u32] {
@@ -77,7 +113,7 @@ impl RunIndex {
 
     /// Bytes the footer will take.
     pub fn footer_bytes(&self) -> usize {
-        (self.lists.len() + self.gaps) * DIRECTORY_ENTRY_BYTES + self.runs.len() * RUN_BYTES
+        (self.lists.len() + self.gaps) * DIRECTORY_ENTRY_BYTES + self.runs.len * RUN_BYTES
     }
 
     /// The directory, in order of partition and offset: one entry per stretch of offsets without a gap. (A store
@@ -87,7 +123,7 @@ impl RunIndex {
         let listed =
             self.by_partition.iter().flat_map(|(&partition, &list)| self.lists[list as usize].iter().map(move |&i| (partition, i)));
         for (first_run, (partition, i)) in listed.enumerate() {
-            let run = &self.runs[i as usize];
+            let run = &self.runs[i];
             match directory.last_mut() {
                 Some(entry) if entry.partition == partition && entry.end_offset == run.base_offset => {
                     entry.run_count += 1;
@@ -120,7 +156,7 @@ impl RunIndex {
         }
         for list in self.by_partition.values() {
             for &i in &self.lists[*list as usize] {
-                bytes.extend_from_slice(&self.runs[i as usize].to_bytes());
+                bytes.extend_from_slice(&self.runs[i].to_bytes());
             }
         }
         (bytes, directory.len() as u32)

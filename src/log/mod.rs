@@ -17,6 +17,7 @@ mod index;
 mod read;
 mod recovery;
 mod segment;
+mod spans;
 pub mod tool;
 
 #[cfg(test)]
@@ -71,7 +72,7 @@ pub struct LogConfig {
     pub flush_after_us: u64,
     /// … or so many bytes.
     pub flush_after_bytes: u64,
-    /// Memory of reads from the device that haven't been sent yet.
+    /// Memory of reads from the device that haven't been sent yet; half of it may hold spans for later readers.
     pub read_bytes_max: usize,
     /// A sealed segment that mixes partitions is rewritten when it is older than this.
     pub clean_mixed_after_ms: i64,
@@ -274,8 +275,8 @@ enum Pending {
     Seal { segment: u64, point: LogPoint },
     /// Where the checkpoint is, in the active segment.
     Note { point: LogPoint },
-    /// One device read of a cold read.
-    Read { ticket: u64, part: usize, bytes: usize },
+    /// A span for cold reads, and its length.
+    Read { span: u64, bytes: usize },
     /// A footer.
     Footer { segment: u64 },
     /// The cleaner's.
@@ -461,7 +462,7 @@ impl Log {
             (Pending::Extend { file }, Outcome::Extended(result)) => self.extended(file, result),
             (Pending::Seal { segment, point }, Outcome::Written(result)) => self.seal_written(segment, point, result),
             (Pending::Note { point }, Outcome::Written(result)) => self.note_written(point, result),
-            (Pending::Read { ticket, part, bytes }, Outcome::Read(result)) => self.read_done(ticket, part, bytes, result),
+            (Pending::Read { span, bytes }, Outcome::Read(result)) => self.span_read(span, bytes, result),
             (Pending::Footer { segment }, Outcome::Read(result)) => self.footer_read(segment, result),
             (Pending::Clean, outcome) => self.cleaner_done(outcome),
             (Pending::Release, Outcome::Released) => {}
@@ -471,15 +472,14 @@ impl Log {
 
     /// When `pump` must be called again at the latest, µs; `None` = after the next append or completion.
     pub fn next_deadline_us(&self) -> Option<u64> {
-        [self.group_deadline_us(), self.flush_deadline_us(), self.mark_deadline_us(), self.retry_deadline_us(), self.cleaner_deadline_us()]
-            .into_iter()
-            .flatten()
-            .min()
+        let commits = [self.group_deadline_us(), self.flush_deadline_us(), self.mark_deadline_us()];
+        let others = [self.retry_deadline_us(), self.cleaner_deadline_us(), self.reads.deadline_us()];
+        commits.into_iter().chain(others).flatten().min()
     }
 
-    /// Background work wants another `pump` soon.
+    /// Background work, or a read for which there is memory again, wants another `pump` soon.
     pub fn has_backlog(&self) -> bool {
-        self.fence.is_none() && self.cleaner.wants_step()
+        (self.fence.is_none() && self.cleaner.wants_step()) || self.has_memory_again()
     }
 
     /// Stops writing for ever: nothing is acknowledged from here on.

@@ -6,12 +6,13 @@ use std::rc::Rc;
 use ringmain_wire::frame::frames;
 use ringmain_wire::{Offset, PartitionId};
 
-use crate::device::{BLOCK_BYTES, Buffer, Fault, FileId, Operation, Slice};
+use crate::device::{Arena, ArenaFull, BLOCK_BYTES, Buffer, Fault, FileId, Operation, Slice};
 use crate::request::Extent;
 
 use super::format::{Run, block_up};
 use super::index::{Footer, Place};
 use super::segment::State;
+use super::spans::{Found, Spans};
 use super::{Located, LocatedTime, Log, LogEvent, Pending, ReadError};
 
 /// Reads nearer to each other than this are done in one.
@@ -35,6 +36,7 @@ const COMMITS_LATELY_US: u64 = 10_000;
 pub(super) struct Reads {
     active: HashMap<u64, ColdRead>,
     waiting: VecDeque<(u64, Vec<Extent>)>,
+    spans: Spans,
     /// Device reads that wait for their turn; they have their memory.
     queued: VecDeque<DeviceRead>,
     /// Device reads under way, and their bytes.
@@ -44,24 +46,51 @@ pub(super) struct Reads {
     footers: Vec<u64>,
     /// Footers that wait for memory.
     footers_waiting: VecDeque<u64>,
+    /// What the arena had in use when there wasn't enough for a read that waits.
+    short_at_bytes: Option<usize>,
+}
+
+impl Reads {
+    /// Memory for the log; spans that nobody waits for give way to it.
+    pub fn allocate(&mut self, arena: &Arena, bytes: usize) -> Result<Buffer, ArenaFull> {
+        loop {
+            match arena.allocate(bytes) {
+                Err(_) if self.spans.drop_oldest() => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// When spans are given up.
+    pub fn deadline_us(&self) -> Option<u64> {
+        self.spans.deadline_us()
+    }
 }
 
 #[derive(Debug)]
 struct ColdRead {
     extents: Vec<Extent>,
-    /// Each device read: segment, block position, and the buffer once it is there.
-    parts: Vec<(u64, u32, Option<Slice>)>,
+    /// For each extent, where in `spans` the one is that holds it.
+    places: Vec<usize>,
+    spans: Vec<Found>,
     missing: usize,
     failed: Option<ReadError>,
 }
 
 #[derive(Debug)]
 struct DeviceRead {
-    ticket: u64,
-    part: usize,
+    span: u64,
     file: FileId,
     position: u32,
     into: Buffer,
+}
+
+/// What a cold read needs.
+struct Plan {
+    /// Per extent: a span that is there or coming, or the number of a new one.
+    places: Vec<Result<Found, usize>>,
+    /// To be read: segment, start and end, in whole blocks.
+    new: Vec<(u64, u32, u32)>,
 }
 
 /// Runs of one segment, wherever its index is.
@@ -123,8 +152,8 @@ impl Log {
             };
             match self.runs_of_segment(place.segment) {
                 Runs::Memory(index) => {
-                    let skip = index.first_after(partition, from.0.max(place.base_offset));
-                    for run in index.runs_of(partition).skip(skip).take_while(|run| run.base_offset < place.end_offset) {
+                    let runs = index.runs_after(partition, from.0.max(place.base_offset));
+                    for run in runs.take_while(|run| run.base_offset < place.end_offset) {
                         if !take(run) {
                             break;
                         }
@@ -216,8 +245,15 @@ impl Log {
 
     /// Starts waiting reads for which there is memory.
     pub(super) fn pump_reads(&mut self) {
+        self.reads.spans.expire(self.now.monotonic_us);
+        self.reads.short_at_bytes = None;
         while let Some(segment) = self.reads.footers_waiting.pop_front() {
             if self.start_footer(segment) {
+                continue;
+            }
+            // The tail cache gives way.
+            if self.evict_oldest_chunk() {
+                self.reads.footers_waiting.push_front(segment);
                 continue;
             }
             if self.is_memory_hopeless() {
@@ -225,20 +261,25 @@ impl Log {
                 continue;
             }
             self.reads.footers_waiting.push_front(segment);
-            // The tail cache gives way.
-            if !self.evict_oldest_chunk() {
-                break;
-            }
+            self.reads.short_at_bytes = Some(self.arena.used_bytes());
+            break;
         }
-        while let Some((_, extents)) = self.reads.waiting.front() {
-            let needed: usize = extents.iter().map(|e| e.len as usize + 2 * BLOCK_BYTES).sum();
+        while let Some((ticket, extents)) = self.reads.waiting.pop_front() {
+            if extents.iter().any(|extent| self.segment(extent.segment).is_none()) {
+                self.finish_read(ticket, &extents, Err(ReadError::Gone));
+                continue;
+            }
+            let plan = self.plan_read(&extents);
+            let needed: usize = plan.new.iter().map(|(_, start, end)| (end - start) as usize).sum();
+            // Spans that nobody waits for give way.
+            while needed > 0 && self.bytes_beside_tail_cache() + needed > self.config.read_bytes_max && self.reads.spans.drop_oldest() {}
             let used = self.bytes_beside_tail_cache();
             // A read larger than the budget goes alone.
-            if used + needed > self.config.read_bytes_max && used > 0 && !self.reads.active.is_empty() {
+            if needed > 0 && used + needed > self.config.read_bytes_max && used > 0 && !self.reads.active.is_empty() {
+                self.reads.waiting.push_front((ticket, extents));
                 break;
             }
-            let Some((ticket, extents)) = self.reads.waiting.pop_front() else { break };
-            if let Err(extents) = self.start_read(ticket, extents) {
+            if let Err(extents) = self.start_read(ticket, extents, plan) {
                 // The tail cache gives way to a read; a read that memory can't hold even so fails.
                 if self.evict_oldest_chunk() {
                     self.reads.waiting.push_front((ticket, extents));
@@ -249,14 +290,26 @@ impl Log {
                     continue;
                 }
                 self.reads.waiting.push_front((ticket, extents));
+                self.reads.short_at_bytes = Some(self.arena.used_bytes());
                 break;
             }
         }
     }
 
-    /// Nothing will be given back: only the open chunk is left.
+    /// A read waits until somebody gives memory back. Nothing tells the log when that has happened: see [`Log::has_backlog`].
+    pub fn reads_wait_for_memory(&self) -> bool {
+        self.reads.short_at_bytes.is_some()
+    }
+
+    /// Less memory is in use than when there wasn't enough.
+    pub(super) fn has_memory_again(&self) -> bool {
+        self.reads.short_at_bytes.is_some_and(|at_bytes| self.arena.used_bytes() < at_bytes)
+    }
+
+    /// Nothing will be given back, now that the tail cache gives no more: only the open chunk is left, or chunks that a fenced log
+    /// doesn't write any more.
     fn is_memory_hopeless(&self) -> bool {
-        self.chunks.len() <= 1 && self.bytes_beside_tail_cache() == 0
+        (self.chunks.len() <= 1 || self.fence.is_some()) && self.bytes_beside_tail_cache() == 0
     }
 
     /// Charged to the arena by readers, this log's and others'.
@@ -265,40 +318,70 @@ impl Log {
         self.arena.used_bytes().saturating_sub(held)
     }
 
-    fn start_read(&mut self, ticket: u64, extents: Vec<Extent>) -> Result<(), Vec<Extent>> {
-        let mut spans: Vec<(u64, u32, u32)> = Vec::new();
-        for extent in &extents {
+    /// Which spans hold the extents, and which are to be read for the others.
+    fn plan_read(&self, extents: &[Extent]) -> Plan {
+        let mut new: Vec<(u64, u32, u32)> = Vec::new();
+        let place = |extent: &Extent| {
+            if let Some(found) = self.reads.spans.find(extent, READ_BYTES_MAX) {
+                return Ok(found);
+            }
             let start = extent.position / BLOCK_BYTES as u32 * BLOCK_BYTES as u32;
             let end = block_up(extent.position + extent.len);
-            match spans.last_mut() {
+            match new.last_mut() {
                 Some((segment, from, to))
                     if *segment == extent.segment && start >= *from && start <= *to + MERGE_GAP_BYTES && end - *from <= READ_BYTES_MAX =>
                 {
                     *to = end.max(*to);
                 }
-                _ => spans.push((extent.segment, start, end)),
+                _ => new.push((extent.segment, start, end)),
             }
-        }
-        let mut buffers: Vec<Buffer> = Vec::with_capacity(spans.len());
-        for (segment, start, end) in &spans {
-            if self.segment(*segment).is_none() {
-                self.finish_read(ticket, &extents, Err(ReadError::Gone));
-                return Ok(());
-            }
-            match self.arena.allocate((end - start) as usize) {
+            Err(new.len() - 1)
+        };
+        let places = extents.iter().map(place).collect();
+        Plan { places, new }
+    }
+
+    fn start_read(&mut self, ticket: u64, extents: Vec<Extent>, plan: Plan) -> Result<(), Vec<Extent>> {
+        let mut buffers: Vec<Buffer> = Vec::with_capacity(plan.new.len());
+        for (_, start, end) in &plan.new {
+            match self.reads.allocate(&self.arena, (end - start) as usize) {
                 Ok(buffer) => buffers.push(buffer),
                 Err(_) => return Err(extents),
             }
         }
-        let parts: Vec<(u64, u32, Option<Slice>)> = spans.iter().map(|&(segment, start, _)| (segment, start, None)).collect();
-        let missing = parts.len();
-        self.reads.active.insert(ticket, ColdRead { extents, parts, missing, failed: None });
-        for (part, (buffer, (number, start, _))) in buffers.into_iter().zip(spans).enumerate() {
-            if let Some(file) = self.segment(number).map(|s| s.file) {
-                self.reads.queued.push_back(DeviceRead { ticket, part, file, position: start, into: buffer });
+        let mut spans: Vec<Found> = Vec::with_capacity(buffers.len());
+        for (into, (segment, start, end)) in buffers.into_iter().zip(plan.new) {
+            let span = self.reads.spans.begin(segment, start, end, ticket);
+            spans.push(Found { id: span, start, bytes: None });
+            if let Some(file) = self.segment(segment).map(|s| s.file) {
+                self.reads.queued.push_back(DeviceRead { span, file, position: start, into });
             }
         }
-        self.submit_reads();
+        let mut missing = spans.len();
+        let mut places = Vec::with_capacity(extents.len());
+        for place in plan.places {
+            places.push(match place {
+                Err(new) => new,
+                Ok(found) => match spans.iter().rposition(|span| span.id == found.id) {
+                    Some(at) => at,
+                    None => {
+                        if found.bytes.is_none() {
+                            self.reads.spans.join(found.id, ticket);
+                            missing += 1;
+                        }
+                        spans.push(found);
+                        spans.len() - 1
+                    }
+                },
+            });
+        }
+        let read = ColdRead { extents, places, spans, missing, failed: None };
+        if missing == 0 {
+            self.complete_read(ticket, read);
+        } else {
+            self.reads.active.insert(ticket, read);
+            self.submit_reads();
+        }
         Ok(())
     }
 
@@ -311,30 +394,39 @@ impl Log {
             if self.reads.with_device > 0 && (bytes > bytes_max || self.reads.with_device >= reads_max) {
                 break;
             }
-            let Some(DeviceRead { ticket, part, file, position, into }) = self.reads.queued.pop_front() else { break };
+            let Some(DeviceRead { span, file, position, into }) = self.reads.queued.pop_front() else { break };
             self.reads.with_device += 1;
             self.reads.with_device_bytes = bytes;
-            self.submit(Pending::Read { ticket, part, bytes: into.len() }, Operation::Read { file, position: u64::from(position), into });
+            self.submit(Pending::Read { span, bytes: into.len() }, Operation::Read { file, position: u64::from(position), into });
         }
     }
 
-    pub(super) fn read_done(&mut self, ticket: u64, part: usize, bytes: usize, result: Result<Buffer, Fault>) {
+    pub(super) fn span_read(&mut self, span: u64, bytes: usize, result: Result<Buffer, Fault>) {
         self.reads.with_device -= 1;
         self.reads.with_device_bytes -= bytes;
         self.submit_reads();
-        let Some(read) = self.reads.active.get_mut(&ticket) else { return };
-        match result {
-            Ok(buffer) => read.parts[part].2 = Some(buffer.freeze()),
-            Err(fault) => read.failed = Some(ReadError::Device(fault)),
+        let result = result.map(Buffer::freeze);
+        let kept_bytes_max = self.config.read_bytes_max / 2;
+        for ticket in self.reads.spans.arrived(span, result.as_ref().ok(), kept_bytes_max, self.now.monotonic_us) {
+            let Some(read) = self.reads.active.get_mut(&ticket) else { continue };
+            match &result {
+                Ok(bytes) => read.spans.iter_mut().filter(|found| found.id == span).for_each(|found| found.bytes = Some(bytes.clone())),
+                Err(fault) => read.failed = Some(ReadError::Device(*fault)),
+            }
+            read.missing -= 1;
+            if read.missing == 0
+                && let Some(read) = self.reads.active.remove(&ticket)
+            {
+                self.complete_read(ticket, read);
+            }
         }
-        read.missing -= 1;
-        if read.missing > 0 {
-            return;
-        }
-        let Some(mut read) = self.reads.active.remove(&ticket) else { return };
+    }
+
+    /// Everything is there, or has failed.
+    fn complete_read(&mut self, ticket: u64, mut read: ColdRead) {
         let result = match read.failed.take() {
             Some(error) => Err(error),
-            None => read.extents.iter().map(|extent| self.verified_piece(&read.parts, extent)).collect(),
+            None => read.extents.iter().zip(&read.places).map(|(extent, at)| self.verified_piece(&read.spans[*at], extent)).collect(),
         };
         if result.is_ok() {
             self.counters.reads_cold += 1;
@@ -349,17 +441,15 @@ impl Log {
         self.events.push_back(LogEvent::ReadDone { ticket, result });
     }
 
-    fn verified_piece(&mut self, parts: &[(u64, u32, Option<Slice>)], extent: &Extent) -> Result<Slice, ReadError> {
-        let holds = |(segment, start, slice): &&(u64, u32, Option<Slice>)| {
-            *segment == extent.segment
-                && *start <= extent.position
-                && slice.as_ref().is_some_and(|s| (extent.position - start + extent.len) as usize <= s.len())
-        };
-        let Some((_, start, Some(slice))) = parts.iter().find(holds) else { return Err(ReadError::Gone) };
-        let from = (extent.position - start) as usize;
-        let piece = slice.slice(from..from + extent.len as usize);
-        self.verify_frames(&piece, extent)?;
-        Ok(piece)
+    fn verified_piece(&mut self, span: &Found, extent: &Extent) -> Result<Slice, ReadError> {
+        let Some(bytes) = &span.bytes else { return Err(ReadError::Gone) };
+        let from = (extent.position - span.start) as usize;
+        let piece = bytes.slice(from..from + extent.len as usize);
+        let verified = self.verify_frames(&piece, extent);
+        if verified.is_err() {
+            self.reads.spans.forget(span.id);
+        }
+        verified.map(|()| piece)
     }
 
     /// Checks both checksums of every frame in `bytes`, which lie at `extent`.
@@ -409,7 +499,7 @@ impl Log {
             self.footer_ready(number, Ok(()));
             return true;
         }
-        let Ok(buffer) = self.arena.allocate(block_up(len) as usize) else { return false };
+        let Ok(buffer) = self.reads.allocate(&self.arena, block_up(len) as usize) else { return false };
         self.lease(number);
         self.submit(Pending::Footer { segment: number }, Operation::Read { file, position: u64::from(position), into: buffer });
         true

@@ -101,7 +101,7 @@ impl Log {
     /// Replaces the active segment by the next one, if that is ready.
     pub(super) fn roll(&mut self) -> bool {
         let Next::Ready(file) = self.next else { return false };
-        let Ok(buffer) = self.arena.allocate(BLOCK_BYTES) else { return false };
+        let Ok(buffer) = self.reads.allocate(&self.arena, BLOCK_BYTES) else { return false };
         self.seal_active();
         self.next = Next::None;
         self.reserve_active = std::mem::take(&mut self.reserve_next);
@@ -226,7 +226,7 @@ impl Log {
             }
             return;
         }
-        let Ok(mut buffer) = self.arena.allocate(block_up(bytes.len() as u32) as usize) else {
+        let Ok(mut buffer) = self.reads.allocate(&self.arena, block_up(bytes.len() as u32) as usize) else {
             *sealing = false;
             return;
         };

@@ -390,3 +390,116 @@ fn cold_read_larger_than_memory_fails_and_a_smaller_one_takes_the_cache() {
     rig.settle();
     assert!(rig.events.iter().any(|e| matches!(e, LogEvent::ReadDone { ticket: 2, result: Err(_) })), "an impossible read still waits");
 }
+
+#[test]
+fn a_read_that_waits_for_memory_asks_for_a_pump_when_some_is_given_back() {
+    let disk = SimDisk::new(1, SimOptions::default());
+    let mut rig = Rig::open(disk, LogConfig { tail_cache_bytes: 1 << 20, ..config() }, &mut Collected::default()).unwrap();
+    let extents: Vec<Extent> = (0..80).map(|_| rig.append(1, 1, &vec![b'o'; 20_000]).extent).collect();
+    rig.settle();
+    // Everything is somebody else's, also what the tail cache and earlier reads give.
+    let mut hogs = Vec::new();
+    for (ticket, extent) in (1..).zip(&extents) {
+        while let Ok(hog) = rig.arena.allocate(4 << 10) {
+            hogs.push(hog);
+        }
+        rig.log.read(ticket, vec![*extent]);
+        if rig.log.reads_wait_for_memory() {
+            break;
+        }
+        rig.settle_reads(&[ticket]);
+    }
+    assert!(rig.log.reads_wait_for_memory(), "80 reads found memory");
+    assert!(!rig.log.has_backlog(), "nothing was given back yet");
+    drop(hogs);
+    assert!(rig.log.has_backlog(), "memory was given back, and the log doesn't ask for a pump");
+    rig.settle();
+    assert!(!rig.log.reads_wait_for_memory());
+}
+
+/// Reads `extents` under `ticket`, waits for the answer, and tells how many bytes the device gave for it.
+fn cold(rig: &mut Rig, ticket: u64, extents: &[Extent]) -> u64 {
+    let before = rig.log.counters().bytes_read;
+    rig.log.read(ticket, extents.to_vec());
+    rig.settle_reads(&[ticket]);
+    rig.log.counters().bytes_read - before
+}
+
+impl Rig {
+    /// Turns until every ticket has its pieces.
+    fn settle_reads(&mut self, tickets: &[u64]) {
+        let done = |events: &[LogEvent], wanted| {
+            events.iter().any(|e| matches!(e, LogEvent::ReadDone { ticket, result: Ok(_) } if *ticket == wanted))
+        };
+        for _ in 0..1_000 {
+            if tickets.iter().all(|ticket| done(&self.events, *ticket)) {
+                return;
+            }
+            self.turn(100);
+        }
+        panic!("reads {tickets:?} aren't done after 1,000 turns: {:?}", self.events);
+    }
+}
+
+#[test]
+fn partitions_side_by_side_are_read_from_the_device_once() {
+    let mut rig = Rig::new();
+    let appended: Vec<Extent> = (0..30u32).map(|i| rig.append(1 + i % 3, 1, &[b's'; 1_000]).extent).collect();
+    rig.settle();
+    let of = |partition: usize| appended.iter().copied().skip(partition).step_by(3).collect::<Vec<_>>();
+    // Two at once: the second joins what the first has begun.
+    let before = rig.log.counters().bytes_read;
+    rig.log.read(1, of(0));
+    let first = rig.log.counters().bytes_read - before;
+    // Its last extent lies behind the span.
+    rig.log.read(2, of(1)[..9].to_vec());
+    rig.settle_reads(&[1, 2]);
+    assert!(first > 0);
+    assert_eq!(rig.log.counters().bytes_read - before, first, "bytes under way were asked for again");
+    assert_eq!(cold(&mut rig, 3, &of(2)[..9]), 0, "bytes just read were asked for again");
+    // Given up after a while, and with them their memory.
+    let held = rig.arena.used_bytes();
+    rig.events.clear();
+    for _ in 0..20 {
+        rig.turn(100_000);
+    }
+    assert!(rig.arena.used_bytes() < held, "{} bytes are still held", rig.arena.used_bytes());
+    assert_eq!(cold(&mut rig, 4, &of(0)), first);
+}
+
+#[test]
+fn damage_in_a_span_that_others_read_from_is_reported_and_the_device_asked_again() {
+    let mut rig = Rig::new();
+    let extents: Vec<Extent> = (0..4u32).map(|i| rig.append(1 + i % 2, 1, &[b'd'; 3_000]).extent).collect();
+    rig.settle();
+    let file = rig.log.segments[&extents[1].segment].file;
+    rig.disk.rot(file, u64::from(extents[1].position) + 200, 1);
+    // The damaged frame lies between those of the other partition: they are whole.
+    assert!(cold(&mut rig, 1, &[extents[0], extents[2]]) > 0);
+    for ticket in [2, 3] {
+        let before = rig.log.counters().bytes_read;
+        rig.log.read(ticket, vec![extents[1]]);
+        rig.settle();
+        let failed = |e: &LogEvent| matches!(e, LogEvent::ReadDone { ticket: of, result: Err(ReadError::Corrupt { .. }) } if *of == ticket);
+        assert!(rig.events.iter().any(failed), "{:?}", rig.events);
+        assert_eq!(rig.log.counters().bytes_read > before, ticket == 3, "read {ticket}");
+    }
+}
+
+#[test]
+fn spans_for_later_readers_give_way_before_the_tail_cache() {
+    let mut rig = Rig::new();
+    let extents: Vec<Extent> = (0..4u32).map(|_| rig.append(1, 1, &[b'w'; 9_000]).extent).collect();
+    let other = rig.append(2, 1, &[b'o'; 9_000]).extent;
+    rig.settle();
+    assert!(cold(&mut rig, 1, &extents) > 0);
+    assert_eq!(cold(&mut rig, 2, &extents[2..]), 0);
+    rig.events.clear();
+    let (chunks, mut hogs) = (rig.log.chunks.len(), Vec::new());
+    for kib in [2048, 256, 64, 16, 4] {
+        hogs.extend(std::iter::from_fn(|| rig.arena.allocate(kib << 10).ok()));
+    }
+    assert!(cold(&mut rig, 3, &[other]) > 0);
+    assert_eq!(rig.log.chunks.len(), chunks, "the tail cache gave way");
+    assert!(cold(&mut rig, 4, &extents[2..]) > 0, "the span did not give way");
+}

@@ -6,7 +6,8 @@
 //!
 //! *Sending.* Pieces of the outbox go to the socket from where they lie: replies from their `Vec`, fetched frames
 //! from the log's chunk ([`Output`]). Nothing is borrowed between two sends: an extent that has left the tail cache
-//! by the next one is read from the device again.
+//! by the next one is read from the device again. What was read from the device is kept until it is sent, or until
+//! others wait for the memory while this peer takes nothing.
 
 use std::io::IoSlice;
 use std::net::TcpStream;
@@ -135,6 +136,8 @@ pub struct Connection {
     pub is_dirty: bool,
     /// A task waits until the socket takes more.
     pub is_blocked: bool,
+    /// In the core's list of connections that keep blocks without sending them.
+    pub is_holder: bool,
     /// When it was opened.
     pub opened_us: u64,
     /// When bytes last moved in either direction, or nothing had to.
@@ -389,6 +392,31 @@ impl Output {
         self.cold = Cold::Read(slices);
     }
 
+    /// The next bytes are being read from the device.
+    pub fn is_reading(&self) -> bool {
+        matches!(self.cold, Cold::Reading)
+    }
+
+    /// Holds memory that readers of the disk share.
+    pub fn holds_blocks(&self) -> bool {
+        let is_block = |piece: &Piece| matches!(piece, Piece::Frames { data: FetchData::Blocks { .. }, .. });
+        matches!(self.cold, Cold::Read(_)) || self.outbox.pieces.iter().any(is_block)
+    }
+
+    /// Gives that memory up: what isn't sent yet is read again when the socket takes more.
+    pub fn give_up_blocks(&mut self) {
+        if matches!(self.cold, Cold::Read(_)) {
+            self.cold = Cold::No;
+        }
+        for piece in &mut self.outbox.pieces {
+            if let Piece::Frames { data, .. } = piece
+                && let FetchData::Blocks { extents, .. } = data
+            {
+                *data = FetchData::Extents(std::mem::take(extents));
+            }
+        }
+    }
+
     /// Sends as much as one call takes. Also tells how many bytes went out.
     ///
     /// Errors: the socket's; the peer has gone.
@@ -461,7 +489,7 @@ impl Output {
                         to.push(bytes);
                     }
                 }
-                Piece::Frames { data: FetchData::Blocks(blocks), .. } => blocks.iter().skip(from).for_each(|block| to.push(block)),
+                Piece::Frames { data: FetchData::Blocks { blocks, .. }, .. } => blocks.iter().skip(from).for_each(|block| to.push(block)),
                 Piece::Frames { data: FetchData::Extents(extents), shard, .. } => {
                     for (part, extent) in extents.iter().enumerate().skip(from) {
                         if to.is_full() {
@@ -544,7 +572,7 @@ fn part_bytes(piece: &Piece, part: usize) -> Option<usize> {
     match piece {
         Piece::Bytes(bytes) | Piece::Frames { data: FetchData::Owned(bytes), .. } => (part == 0).then_some(bytes.len()),
         Piece::Ranges { ranges, .. } => ranges.get(part).map(ExactSizeIterator::len),
-        Piece::Frames { data: FetchData::Blocks(blocks), .. } => blocks.get(part).map(|block| block.len()),
+        Piece::Frames { data: FetchData::Blocks { blocks, .. }, .. } => blocks.get(part).map(|block| block.len()),
         Piece::Frames { data: FetchData::Extents(extents), .. } => extents.get(part).map(|extent| extent.len as usize),
     }
 }
@@ -553,8 +581,8 @@ fn part_bytes(piece: &Piece, part: usize) -> Option<usize> {
 fn finish(piece: Piece, shards: &mut Shards, spares: &mut Spares) {
     match piece {
         Piece::Bytes(bytes) => spares.put(bytes),
-        Piece::Frames { data: FetchData::Extents(extents), shard, .. } => shards.release_extents(ShardId(shard), &extents),
-        Piece::Ranges { .. } | Piece::Frames { .. } => {}
+        Piece::Frames { data, shard, .. } => shards.release_extents(ShardId(shard), data.extents()),
+        Piece::Ranges { .. } => {}
     }
 }
 

@@ -57,6 +57,8 @@ const INTRODUCTION_US: u64 = 5_000_000;
 const STUCK_US: u64 = 300_000_000;
 /// … or this, while memory is short.
 const STUCK_SHORT_US: u64 = 30_000_000;
+/// Reads from the device that wait for memory get that of a peer that has taken nothing for so long.
+const TAKES_NOTHING_US: u64 = 20_000;
 /// After the shards have stopped, peers get this long to take their last answers.
 const LAST_ANSWERS_US: u64 = 300_000;
 /// With more active connections than this there is always something to do, and spinning would keep it waiting.
@@ -145,6 +147,8 @@ pub struct Counters {
     pub sends_blocked: u64,
     /// Extents read from the device because they left the tail cache before they were sent.
     pub sends_cold: u64,
+    /// Times that a connection's blocks were given up because reads waited for memory.
+    pub given_up: u64,
     /// Connections opened.
     pub opened: u64,
     /// Connections closed.
@@ -282,6 +286,8 @@ struct Core {
     unfinished: Vec<ConnectionId>,
     /// Connections whose socket is full: a writer's task is to be started.
     blocked: Vec<ConnectionId>,
+    /// Connections that kept blocks without sending them when last seen, each once.
+    holders: Vec<ConnectionId>,
     /// Connections that were read since the last spin; only with `spin_us`.
     recent: Vec<ConnectionId>,
     sweep_at_us: Option<u64>,
@@ -345,6 +351,7 @@ impl Shared {
             asking: VecDeque::new(),
             unfinished: Vec::new(),
             blocked: Vec::new(),
+            holders: Vec::new(),
             recent: Vec::new(),
             sweep_at_us: None,
             stop: Stop::No,
@@ -612,6 +619,7 @@ impl Core {
             is_unparsed: false,
             is_dirty: false,
             is_blocked: false,
+            is_holder: false,
             opened_us: now_us,
             progress_us: now_us,
         }));
@@ -890,6 +898,7 @@ impl Core {
     /// After answers outside of reading: sends what there is, and lets the reader go on if it waited for that.
     fn answered(&mut self, mut connection: Box<Connection>) {
         self.charge_answers(&mut connection);
+        self.note_holder(&mut connection);
         if (connection.output.is_ready() || connection.ending.is_some()) && !connection.is_dirty {
             connection.is_dirty = true;
             self.dirty.push_back(connection.id);
@@ -964,6 +973,9 @@ impl Core {
             self.flush_dirty(now);
         }
         self.resume_readers();
+        if self.router.shards().reads_wait_for_memory() {
+            self.give_up_blocks(now);
+        }
         if self.sweep_at_us.is_some_and(|at_us| at_us <= now.monotonic_us) {
             self.sweep(now);
         }
@@ -1036,8 +1048,8 @@ impl Core {
         let id = ConnectionId { slot: origin.connection, generation: origin.generation };
         let Some(mut connection) = self.take(id) else {
             // Nobody is there to read it.
-            if let Reply::Fetched { data: FetchData::Extents(extents), .. } = &reply {
-                self.router.shards_mut().release_extents(shard, extents);
+            if let Reply::Fetched { data, .. } = &reply {
+                self.router.shards_mut().release_extents(shard, data.extents());
             }
             return;
         };
@@ -1067,8 +1079,8 @@ impl Core {
     fn owned(&mut self, shard: ringmain_wire::ShardId, reply: Reply) -> Reply {
         let Reply::Fetched { head, data } = reply else { return reply };
         let is_affordable = self.budget.available_bytes() >= head.bytes as usize;
-        if !is_affordable && let FetchData::Extents(extents) = &data {
-            self.router.shards_mut().release_extents(shard, extents);
+        if !is_affordable {
+            self.router.shards_mut().release_extents(shard, data.extents());
         }
         match is_affordable.then(|| self.router.shards_mut().copy_frames(shard, data)).flatten() {
             Some(frames) => Reply::Fetched { head, data: FetchData::Owned(frames) },
@@ -1137,10 +1149,35 @@ impl Core {
             connection.resume.raise();
         }
         self.charge_answers(&mut connection);
+        self.note_holder(&mut connection);
         let is_over = is_over(&connection);
         self.put(connection);
         if is_over || !is_alive {
             self.close(id);
+        }
+    }
+
+    fn note_holder(&mut self, connection: &mut Connection) {
+        let is_waiting = connection.is_blocked || connection.output.is_reading();
+        if is_waiting && !connection.is_holder && connection.output.holds_blocks() {
+            connection.is_holder = true;
+            self.holders.push(connection.id);
+        }
+    }
+
+    /// Takes the memory of what was read for peers that don't take it. Without this, some that never read would keep everybody
+    /// else's reads waiting until they are cut off.
+    fn give_up_blocks(&mut self, now: Now) {
+        for id in std::mem::take(&mut self.holders) {
+            let Some(connection) = self.connection(id) else { continue };
+            let takes_nothing = now.monotonic_us.saturating_sub(connection.progress_us) >= TAKES_NOTHING_US;
+            connection.is_holder = connection.is_blocked && !takes_nothing;
+            if connection.is_holder {
+                self.holders.push(id);
+            } else if connection.is_blocked || connection.output.is_reading() {
+                connection.output.give_up_blocks();
+                self.counters.given_up += 1;
+            }
         }
     }
 
@@ -1292,7 +1329,9 @@ impl Core {
         let soon_us = |after_us| self.clock.monotonic_us() + after_us;
         let busy = (!self.waiting.is_empty() || !self.asking.is_empty()).then(|| soon_us(BUSY_RETRY_US));
         let stopping = (self.stop != Stop::No).then(|| soon_us(STOP_POLL_US));
-        [self.router.shards().next_deadline_us(), self.sweep_at_us, busy, stopping].into_iter().flatten().min()
+        let is_short = !self.holders.is_empty() && self.router.shards().reads_wait_for_memory();
+        let short = is_short.then(|| soon_us(TAKES_NOTHING_US));
+        [self.router.shards().next_deadline_us(), self.sweep_at_us, busy, stopping, short].into_iter().flatten().min()
     }
 }
 

@@ -251,10 +251,21 @@ pub struct Fetched {
 pub enum FetchData {
     /// In the log's tail cache when the reply was made: sent straight from the chunk, re-read if it has gone.
     Extents(Vec<Extent>),
-    /// Read from the device and verified; each piece is a range of a block.
-    Blocks(Vec<crate::device::Slice>),
+    /// Read from the device and verified: the bytes of every extent. When memory is short and the peer doesn't take them, they
+    /// are given up, and what is left is `Extents`.
+    Blocks { extents: Vec<Extent>, blocks: Vec<crate::device::Slice> },
     /// From a shard of another core: a copy owned by the receiver.
     Owned(Vec<u8>),
+}
+
+impl FetchData {
+    /// What must be released when the frames have been sent, or won't be.
+    pub fn extents(&self) -> &[Extent] {
+        match self {
+            FetchData::Extents(extents) | FetchData::Blocks { extents, .. } => extents,
+            FetchData::Owned(_) => &[],
+        }
+    }
 }
 
 /// An error and what people should know about it.

@@ -184,6 +184,11 @@ impl Shards {
         self.hosted.iter().any(|hosted| hosted.is_touched || hosted.has_output || hosted.shard.has_backlog())
     }
 
+    /// A read of some shard waits until memory is given back.
+    pub fn reads_wait_for_memory(&self) -> bool {
+        self.hosted.iter().any(|hosted| hosted.shard.reads_wait_for_memory())
+    }
+
     /// Bytes of an extent that is still in the tail cache.
     pub fn hot_bytes(&self, shard: ShardId, extent: Extent) -> Option<&[u8]> {
         self.hosted(shard)?.shard.hot_bytes(extent)
@@ -212,7 +217,10 @@ impl Shards {
     pub fn copy_frames(&mut self, shard: ShardId, data: FetchData) -> Option<Vec<u8>> {
         match data {
             FetchData::Owned(frames) => Some(frames),
-            FetchData::Blocks(slices) => Some(slices.iter().flat_map(|slice| slice.iter().copied()).collect()),
+            FetchData::Blocks { extents, blocks } => {
+                self.release_extents(shard, &extents);
+                Some(blocks.iter().flat_map(|block| block.iter().copied()).collect())
+            }
             FetchData::Extents(extents) => {
                 let mut frames = Vec::with_capacity(extents.iter().map(|extent| extent.len as usize).sum());
                 let is_whole =

@@ -599,6 +599,11 @@ impl Shard {
             || (self.groups.has_round() && !self.stopping && self.fault.is_none())
     }
 
+    /// A read from the device waits until memory is given back, by a reply that is sent or given up.
+    pub fn reads_wait_for_memory(&self) -> bool {
+        self.log.reads_wait_for_memory()
+    }
+
     /// An extent of a fetch reply, if it is still in the tail cache.
     pub fn hot_bytes(&self, extent: Extent) -> Option<&[u8]> {
         self.log.hot_bytes(extent)

@@ -20,6 +20,8 @@ pub enum ReadFor {
         head: Fetched,
         /// Frames from here on were read and aren't readable yet.
         below: Offset,
+        /// What it is made of, leased.
+        extents: Vec<Extent>,
     },
     /// An extent of a reply that left the tail cache before it was sent.
     Extent { ticket: u64 },
@@ -207,9 +209,7 @@ impl Shard {
         if hot_count > 0 || found.extents.is_empty() {
             self.counters.fetches += u64::from(found.bytes > 0);
             self.counters.bytes_out += u64::from(found.bytes);
-            for extent in &found.extents {
-                self.log.lease(extent.segment);
-            }
+            self.lease(&found.extents);
             return self.reply(origin, Reply::Fetched { head, data: FetchData::Extents(found.extents) });
         }
         if self.cold_read_bytes > 0 && self.cold_read_bytes + u64::from(found.bytes) > self.config.cold_read_bytes_max {
@@ -221,7 +221,13 @@ impl Shard {
         self.cold_read_bytes += u64::from(found.bytes);
         self.counters.fetches_cold += 1;
         let below = if found.is_overlong { end } else { Offset(u64::MAX) };
-        self.read(found.extents, ReadFor::Fetch { origin, head, below });
+        // The reply's own lease: its bytes may have to be read once more.
+        self.lease(&found.extents);
+        self.read(found.extents.clone(), ReadFor::Fetch { origin, head, below, extents: found.extents });
+    }
+
+    fn lease(&mut self, extents: &[Extent]) {
+        extents.iter().for_each(|extent| self.log.lease(extent.segment));
     }
 
     /// The first `count` extents: a reply is sent either from the tail cache or from the device, not from both.
@@ -251,17 +257,22 @@ impl Shard {
     pub(super) fn read_done(&mut self, ticket: u64, result: Result<Vec<Slice>, ReadError>, now: Now) {
         let Some(read_for) = self.reads.remove(&ticket) else { return };
         match read_for {
-            ReadFor::Fetch { origin, mut head, below } => {
+            ReadFor::Fetch { origin, mut head, below, mut extents } => {
                 self.cold_read_bytes -= u64::from(head.bytes);
                 match result {
                     Ok(mut blocks) => {
                         cut_blocks(&mut blocks, below);
-                        head.bytes = blocks.iter().map(|block| block.len() as u32).sum();
+                        self.release_extents(&extents.split_off(blocks.len()));
+                        extents.iter_mut().zip(&blocks).for_each(|(extent, block)| extent.len = block.len() as u32);
+                        head.bytes = extents.iter().map(|extent| extent.len).sum();
                         self.counters.fetches += 1;
                         self.counters.bytes_out += u64::from(head.bytes);
-                        self.reply(origin, Reply::Fetched { head, data: FetchData::Blocks(blocks) });
+                        self.reply(origin, Reply::Fetched { head, data: FetchData::Blocks { extents, blocks } });
                     }
-                    Err(error) => self.fail(origin, read_failure(&error)),
+                    Err(error) => {
+                        self.release_extents(&extents);
+                        self.fail(origin, read_failure(&error));
+                    }
                 }
                 self.retry_cold_waits(now);
             }
@@ -421,7 +432,7 @@ fn cut_blocks(blocks: &mut Vec<Slice>, below: Offset) {
         let kept_bytes: usize = kept.map(|frame| frame.padded_bytes()).sum();
         if kept_bytes < blocks[at].len() {
             blocks[at] = blocks[at].slice(0..kept_bytes);
-            blocks.truncate(at + 1);
+            blocks.truncate(at + usize::from(kept_bytes > 0));
             return;
         }
     }

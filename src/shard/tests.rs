@@ -299,7 +299,7 @@ impl Rig {
                 self.shard.release_extents(extents);
                 bytes
             }
-            FetchData::Blocks(blocks) => blocks.iter().flat_map(|block| block.to_vec()).collect(),
+            FetchData::Blocks { blocks, .. } => blocks.iter().flat_map(|block| block.to_vec()).collect(),
             FetchData::Owned(bytes) => bytes.clone(),
         };
         assert_eq!(bytes.len(), head.bytes as usize);
@@ -837,7 +837,7 @@ fn fetch_across_the_edge_of_the_tail_cache_misses_nothing() {
     while at < 1500 {
         let reply = rig.ask(&Request::Fetch(Fetch { max_bytes: 1 << 20, ..now_fetch(1, at) }));
         let Reply::Fetched { data, .. } = &reply else { panic!("{reply:?}") };
-        kinds.push(matches!(data, FetchData::Blocks(_)));
+        kinds.push(matches!(data, FetchData::Blocks { .. }));
         let (head, records) = rig.open_fetched(reply);
         seen.extend(records.into_iter().filter(|(offset, _)| *offset >= at).map(|(offset, _)| offset));
         assert!(head.next_offset.0 > at);
@@ -2003,7 +2003,7 @@ fn frames_of(rig: &mut Rig, from: u64) -> Vec<(ringmain_wire::FrameHeader, Vec<u
             rig.shard.release_extents(extents);
             bytes
         }
-        FetchData::Blocks(blocks) => blocks.iter().flat_map(|block| block.to_vec()).collect(),
+        FetchData::Blocks { blocks, .. } => blocks.iter().flat_map(|block| block.to_vec()).collect(),
         FetchData::Owned(bytes) => bytes.clone(),
     };
     frame::frames(&bytes)

@@ -145,7 +145,7 @@ impl Rig {
                     self.shard.release_extents(extents);
                     bytes
                 }
-                FetchData::Blocks(blocks) => blocks.iter().flat_map(|block| block.to_vec()).collect(),
+                FetchData::Blocks { blocks, .. } => blocks.iter().flat_map(|block| block.to_vec()).collect(),
                 FetchData::Owned(bytes) => bytes.clone(),
             };
             for frame in frames(&bytes).map(|frame| frame.expect("a frame")) {

@@ -375,7 +375,7 @@ impl World {
                 shard.release_extents(extents);
                 bytes
             }
-            FetchData::Blocks(blocks) => blocks.iter().flat_map(|block| block.to_vec()).collect(),
+            FetchData::Blocks { blocks, .. } => blocks.iter().flat_map(|block| block.to_vec()).collect(),
             FetchData::Owned(bytes) => bytes.clone(),
         };
         assert_eq!(bytes.len(), head.bytes as usize);
