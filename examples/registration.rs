@@ -23,26 +23,32 @@ const DESKS: u32 = 4;
 
 pub struct Outcome {
     pub registrations: u64,
-    /// Mean time that a visitor waits.
-    pub serial: Duration,
-    pub parallel: Duration,
-    pub queued: Duration,
+    pub serial: Waited,
+    pub parallel: Waited,
+    pub queued: Waited,
     pub emails: u64,
     pub texts: u64,
 }
 
-/// Registers so many visitors in each of the three ways, several at a time; mean response.
-fn measure(visitors: u32, register: impl Fn(u32) -> Result<()> + Sync) -> Result<Duration> {
+/// How long visitors wait for their answer.
+#[derive(Clone, Copy)]
+pub struct Waited {
+    pub mean: Duration,
+    pub least: Duration,
+}
+
+/// Registers so many visitors in one of the three ways, several at a time.
+fn measure(visitors: u32, register: impl Fn(u32) -> Result<()> + Sync) -> Result<Waited> {
     let register = &register;
     let waited = thread::scope(|scope| {
         let desks: Vec<_> = (0..DESKS)
             .map(|desk| {
-                scope.spawn(move || -> Result<Duration> {
-                    let mut waited = Duration::ZERO;
+                scope.spawn(move || -> Result<Vec<Duration>> {
+                    let mut waited = Vec::new();
                     for visitor in (desk..visitors).step_by(DESKS as usize) {
                         let asked = Instant::now();
                         register(visitor)?;
-                        waited += asked.elapsed();
+                        waited.push(asked.elapsed());
                     }
                     Ok(waited)
                 })
@@ -50,7 +56,9 @@ fn measure(visitors: u32, register: impl Fn(u32) -> Result<()> + Sync) -> Result
             .collect();
         desks.into_iter().map(|desk| desk.join().unwrap_or_else(|_| Err("a desk panicked".into()))).collect::<Result<Vec<_>>>()
     })?;
-    Ok(waited.into_iter().sum::<Duration>() / visitors)
+    let waited = waited.concat();
+    let least = waited.iter().min().copied().unwrap_or_default();
+    Ok(Waited { mean: waited.iter().sum::<Duration>() / visitors, least })
 }
 
 pub fn run(program: &Path, visitors: u32) -> Result<Outcome> {
@@ -108,19 +116,20 @@ pub fn run(program: &Path, visitors: u32) -> Result<Outcome> {
 }
 
 impl Outcome {
-    /// Every visitor got both messages, and waited less each time.
+    /// Every visitor got both messages. Nobody was faster than the steps that they wait for, and with the queue somebody was faster
+    /// than with any other way: how much faster depends on what else the machine does.
     pub fn check(&self) {
         assert_eq!((self.emails, self.texts), (self.registrations, self.registrations));
-        assert!(self.serial >= STEP * 3 && self.parallel >= STEP * 2 && self.queued >= STEP);
-        assert!(self.queued < self.parallel && self.parallel < self.serial);
+        assert!(self.serial.least >= STEP * 3 && self.parallel.least >= STEP * 2 && self.queued.least >= STEP);
+        assert!(self.queued.least < STEP * 2, "{:?} at best", self.queued.least);
     }
 }
 
 fn main() -> Result<()> {
     let outcome = run(&common::program()?, 200)?;
-    let line = |name: &str, waited: Duration| {
-        let per_second = f64::from(DESKS) / waited.as_secs_f64();
-        row(&[name, &format!("{:.1} ms", waited.as_secs_f64() * 1e3), &format!("{per_second:.0}")])
+    let line = |name: &str, Waited { mean, .. }: Waited| {
+        let per_second = f64::from(DESKS) / mean.as_secs_f64();
+        row(&[name, &format!("{:.1} ms", mean.as_secs_f64() * 1e3), &format!("{per_second:.0}")])
     };
     print_table(&[
         row(&["registration", "response", "per second"]),
