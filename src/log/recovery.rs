@@ -42,7 +42,7 @@ pub struct RecoveryReport {
     pub frames_replayed: u64,
     /// Where an unfinished group was cut off: file, segment, position.
     pub torn_tail: Option<(FileId, u64, u32)>,
-    /// The last stop was clean.
+    /// The last segment is sealed, and nothing was cut off: after a clean stop, now and then after a crash.
     pub was_clean: bool,
     /// Blocks that look like groups but belong to an earlier life of the file.
     pub stale_groups: u64,
