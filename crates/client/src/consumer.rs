@@ -15,9 +15,9 @@ use ringmain_wire::control::{
 use ringmain_wire::frame::{self, HEADER_BYTES};
 use ringmain_wire::{ErrorCode, Format, Frame, Op, Records};
 
-use crate::error::{BrokerError, ConnectionError, ConsumeError, MetadataError, SessionError};
-use crate::links::{Action, LinkConfig, Links, Machine, TopicMap};
-use crate::session::{Event, Reply, ReplyBody};
+use crate::error::{BrokerError, ConnectionError, ConsumeError, MetadataError};
+use crate::links::{Action, Heard, LinkConfig, Links, Machine, TopicMap};
+use crate::session::{Reply, ReplyBody};
 
 /// Where a consumer begins in each partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -920,25 +920,13 @@ impl Machine for ConsumerMachine {
         if let Some(session) = self.links.session(port) {
             session.received(n);
         }
-        while let Some(session) = self.links.session(port) {
-            let failed: SessionError = match session.poll_event() {
-                Ok(None) => return,
-                Ok(Some(Event::FetchHead { context, head, body_bytes })) => {
-                    self.on_head(context, head, body_bytes);
-                    continue;
-                }
-                Ok(Some(Event::Reply(reply))) => {
-                    self.on_reply(reply, now);
-                    continue;
-                }
-                Ok(Some(Event::Ready(hello))) => match self.links.ready(port, hello.cluster_id) {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
-            let lost = self.links.fail(port, failed.into(), now);
-            self.on_lost(lost);
+        while let Some(heard) = self.links.poll(port, now) {
+            match heard {
+                Heard::Ready(_) => {}
+                Heard::FetchHead { context, head, body_bytes } => self.on_head(context, head, body_bytes),
+                Heard::Reply(reply) => self.on_reply(reply, now),
+                Heard::Lost(lost) => self.on_lost(lost),
+            }
         }
     }
 

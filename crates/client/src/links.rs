@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use ringmain_wire::control::{MetadataReply, TopicInfo};
+use ringmain_wire::control::{FetchReply, HelloReply, MetadataReply, TopicInfo};
 
 use crate::error::{ConnectionError, MetadataError, SessionError};
-use crate::session::{Session, SessionConfig};
+use crate::session::{Event, Reply, Session, SessionConfig};
 
 /// How connections are made and kept.
 #[derive(Clone, Debug)]
@@ -111,6 +111,18 @@ enum State<C> {
     Up(Box<Session<C>>),
 }
 
+/// What a connection has brought.
+pub(crate) enum Heard<C> {
+    /// It is the right broker; requests go out from now on.
+    Ready(HelloReply),
+    /// As [`Event::FetchHead`].
+    FetchHead { context: C, head: FetchReply, body_bytes: u32 },
+    /// A request is answered.
+    Reply(Reply<C>),
+    /// It is no connection any more, and these requests won't be answered.
+    Lost(Vec<C>),
+}
+
 impl<C: Clone> Links<C> {
     pub(crate) fn new(config: LinkConfig) -> Links<C> {
         Links { config, links: BTreeMap::new(), closing: VecDeque::new(), problem: None, cluster_id: None }
@@ -165,6 +177,21 @@ impl<C: Clone> Links<C> {
             State::Up(session) => session.into_lost().collect(),
             State::Idle { .. } | State::Connecting => Vec::new(),
         }
+    }
+
+    /// What the connection to `port` has brought next; `None` = no more for now, or it has gone.
+    pub(crate) fn poll(&mut self, port: u16, now: Instant) -> Option<Heard<C>> {
+        let failed = match self.session(port)?.poll_event() {
+            Ok(None) => return None,
+            Ok(Some(Event::Ready(hello))) => match self.ready(port, hello.cluster_id) {
+                Ok(()) => return Some(Heard::Ready(hello)),
+                Err(error) => error,
+            },
+            Ok(Some(Event::FetchHead { context, head, body_bytes })) => return Some(Heard::FetchHead { context, head, body_bytes }),
+            Ok(Some(Event::Reply(reply))) => return Some(Heard::Reply(reply)),
+            Err(error) => error,
+        };
+        Some(Heard::Lost(self.fail(port, failed.into(), now)))
     }
 
     /// Like [`Links::lost`], decided on this side: the transport is told to close.

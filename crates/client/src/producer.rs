@@ -20,8 +20,8 @@ use ringmain_wire::record::BATCH_PREFIX_BYTES;
 use ringmain_wire::{ErrorCode, Frame, Op, PartitionId, ProducerId, RecordBatchBuilder, Records};
 
 use crate::error::{BrokerError, ConnectionError, DeliveryError, FlushError, ProducerEnd, SendError};
-use crate::links::{Action, LinkConfig, Links, Machine, TopicMap};
-use crate::session::{Event, Reply};
+use crate::links::{Action, Heard, LinkConfig, Links, Machine, TopicMap};
+use crate::session::Reply;
 
 /// How a producer gathers, sends and repeats.
 #[derive(Clone, Debug)]
@@ -851,22 +851,12 @@ impl Machine for ProducerMachine {
         if let Some(session) = self.links.session(port) {
             session.received(n);
         }
-        while let Some(session) = self.links.session(port) {
-            match session.poll_event() {
-                Ok(None) => return,
-                Ok(Some(Event::Ready(hello))) => {
-                    self.max_request_bytes = hello.max_request_bytes;
-                    if let Err(error) = self.links.ready(port, hello.cluster_id) {
-                        let lost = self.links.fail(port, error.into(), now);
-                        self.on_lost(lost);
-                    }
-                }
-                Ok(Some(Event::FetchHead { .. })) => {}
-                Ok(Some(Event::Reply(reply))) => self.on_reply(reply, now),
-                Err(error) => {
-                    let lost = self.links.fail(port, error.into(), now);
-                    self.on_lost(lost);
-                }
+        while let Some(heard) = self.links.poll(port, now) {
+            match heard {
+                Heard::Ready(hello) => self.max_request_bytes = hello.max_request_bytes,
+                Heard::FetchHead { .. } => {}
+                Heard::Reply(reply) => self.on_reply(reply, now),
+                Heard::Lost(lost) => self.on_lost(lost),
             }
         }
     }

@@ -76,10 +76,10 @@ use ringmain_wire::transaction::{CheckBack, EPOCH_LAST, TransactionAnswer, Trans
 use ringmain_wire::{ErrorCode, Op, PartitionId, ProducerId, RecordBatchBuilder};
 
 use crate::error::{BrokerError, CallError, ConnectionError, SendError};
-use crate::links::{Action, LinkConfig, Links, Machine, TopicMap};
+use crate::links::{Action, Heard, LinkConfig, Links, Machine, TopicMap};
 use crate::producer::Record;
 use crate::queue::QueueError;
-use crate::session::{Event, Reply, ReplyBody};
+use crate::session::{Reply, ReplyBody};
 
 /// How a transactor works.
 #[derive(Clone, Debug)]
@@ -740,22 +740,12 @@ impl Machine for TransactionMachine {
         if let Some(session) = self.links.session(port) {
             session.received(n);
         }
-        while let Some(session) = self.links.session(port) {
-            let failed = match session.poll_event() {
-                Ok(None) => return,
-                Ok(Some(Event::FetchHead { .. })) => continue,
-                Ok(Some(Event::Reply(reply))) => {
-                    self.on_reply(reply, now);
-                    continue;
-                }
-                Ok(Some(Event::Ready(hello))) => match self.links.ready(port, hello.cluster_id) {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
-            let lost = self.links.fail(port, failed.into(), now);
-            self.on_lost(port, lost);
+        while let Some(heard) = self.links.poll(port, now) {
+            match heard {
+                Heard::Ready(_) | Heard::FetchHead { .. } => {}
+                Heard::Reply(reply) => self.on_reply(reply, now),
+                Heard::Lost(lost) => self.on_lost(port, lost),
+            }
         }
     }
 

@@ -17,9 +17,9 @@ use ringmain_wire::transaction::TransactionProducer;
 use ringmain_wire::{ErrorCode, Op};
 
 use super::{Message, QueueError, QueueMap};
-use crate::error::{BrokerError, ConnectionError, SessionError};
-use crate::links::{Action, LinkConfig, Links, Machine};
-use crate::session::{Event, Reply, ReplyBody};
+use crate::error::{BrokerError, ConnectionError};
+use crate::links::{Action, Heard, LinkConfig, Links, Machine};
+use crate::session::{Reply, ReplyBody};
 use crate::transaction::{Decision, Outcome, TransactionError};
 
 /// How far ahead a queue consumer is given messages, and how it settles them.
@@ -911,22 +911,12 @@ impl Machine for QueueConsumerMachine {
         if let Some(session) = self.links.session(port) {
             session.received(n);
         }
-        while let Some(session) = self.links.session(port) {
-            let failed: SessionError = match session.poll_event() {
-                Ok(None) => return,
-                Ok(Some(Event::FetchHead { .. })) => continue,
-                Ok(Some(Event::Reply(reply))) => {
-                    self.on_reply(port, reply, now);
-                    continue;
-                }
-                Ok(Some(Event::Ready(hello))) => match self.links.ready(port, hello.cluster_id) {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
-            let lost = self.links.fail(port, failed.into(), now);
-            self.on_lost(port, lost);
+        while let Some(heard) = self.links.poll(port, now) {
+            match heard {
+                Heard::Ready(_) | Heard::FetchHead { .. } => {}
+                Heard::Reply(reply) => self.on_reply(port, reply, now),
+                Heard::Lost(lost) => self.on_lost(port, lost),
+            }
         }
     }
 

@@ -273,6 +273,24 @@ impl<M: Machine + 'static> Hub<M> {
         self.connections.borrow().get(&port).is_some_and(|connection| connection.number == number)
     }
 
+    /// Lets the tasks do what can be done, and waits for more until then at the latest.
+    async fn wait(&self, until: Instant) {
+        let mut has_yielded = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut has_yielded, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+        let left = until.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            // Over or not, the caller looks again.
+            let _ = timeout(left, self.changed.wait()).await;
+        }
+    }
+
     /// Ends the tasks of a connection.
     fn close(&self, port: u16) {
         if let Some(connection) = self.connections.borrow_mut().remove(&port) {

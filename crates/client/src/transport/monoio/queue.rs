@@ -2,17 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use ringmain_wire::queue::{
     AlterQueue, CreateQueue, Delayed, QueueAnswer, QueueCall, QueueInfo, QueueList, QueueRequest, QueueState, Verb,
 };
 use ringmain_wire::{ErrorCode, Op, PartitionId};
-
-use ::monoio::time::timeout;
 
 use super::super::wall_ms;
 use super::{Client, Consumer, Hub, Producer, drive};
@@ -61,20 +57,7 @@ impl QueueConsumer {
     /// Lets the tasks do what can be done, and waits for more until then at the latest.
     pub(super) async fn turn(&mut self, until: Instant) -> Result<(), QueueError> {
         self.hub.stirred.raise();
-        let mut has_yielded = false;
-        poll_fn(|cx| {
-            if std::mem::replace(&mut has_yielded, true) {
-                return Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
-        let left = until.saturating_duration_since(Instant::now());
-        if !left.is_zero() {
-            // Over or not, the caller looks again.
-            let _ = timeout(left, self.hub.changed.wait()).await;
-        }
+        self.hub.wait(until).await;
         Ok(())
     }
 }

@@ -1,12 +1,9 @@
 //! Transactions on monoio. A transactor has tasks of its own on the caller's core, like a producer.
 
 use std::fmt;
-use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use ::monoio::time::timeout;
 use ringmain_wire::Op;
 use ringmain_wire::transaction::{
     ListTransactions, TransactionAnswer, TransactionCall, TransactionList, TransactionRequest, TransactionToCheck, TransactionsToCheck,
@@ -46,20 +43,7 @@ impl Transactor {
 
     /// Lets the tasks do what can be done, and waits for more until then at the latest.
     async fn turn(&mut self, until: Instant) -> Result<(), TransactionError> {
-        let mut has_yielded = false;
-        poll_fn(|cx| {
-            if std::mem::replace(&mut has_yielded, true) {
-                return Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
-        let left = until.saturating_duration_since(Instant::now());
-        if !left.is_zero() {
-            // Over or not, the caller looks again.
-            let _ = timeout(left, self.hub.changed.wait()).await;
-        }
+        self.hub.wait(until).await;
         Ok(())
     }
 }
