@@ -4,7 +4,7 @@ use ringmain_wire::control::{Durability, write_open};
 use ringmain_wire::frame::{self, Format, HEADER_BYTES, Identity, STAMPED_BYTES};
 use ringmain_wire::{BrokerHalf, Frame, FrameHeader, Offset, PartitionId};
 
-use crate::device::{BLOCK_BYTES, Chunk, Fault, Operation};
+use crate::device::{ArenaFull, BLOCK_BYTES, Buffer, Chunk, Fault, Operation};
 use crate::request::{Extent, Now};
 
 use super::format::{
@@ -283,15 +283,9 @@ impl Log {
             }
         }
         // The arena charges by size class, and others live in it too: it may be full before the tail cache is.
-        let buffer = loop {
-            match self.reads.allocate(&self.arena, wanted) {
-                Ok(buffer) => break buffer,
-                Err(_) if self.chunks.front().is_some_and(|oldest| self.is_evictable(oldest)) => drop(self.chunks.pop_front()),
-                Err(_) => {
-                    self.blocked = true;
-                    return Err(AppendError::Busy);
-                }
-            }
+        let Ok(buffer) = self.allocate(wanted) else {
+            self.blocked = true;
+            return Err(AppendError::Busy);
         };
         self.chunks.push_back(TailChunk {
             chunk: Chunk::new(buffer),
@@ -305,6 +299,16 @@ impl Log {
     /// On the device, and nobody holds a slice of it.
     fn is_evictable(&self, chunk: &TailChunk) -> bool {
         chunk.last_sequence <= self.commits.written() && !chunk.chunk.is_shared()
+    }
+
+    /// Memory for what the log must write to go on: spans that nobody waits for give way to it, then the tail cache.
+    pub(super) fn allocate(&mut self, bytes: usize) -> Result<Buffer, ArenaFull> {
+        loop {
+            match self.reads.allocate(&self.arena, bytes) {
+                Err(_) if self.chunks.front().is_some_and(|oldest| self.is_evictable(oldest)) => drop(self.chunks.pop_front()),
+                result => return result,
+            }
+        }
     }
 
     /// Drops the oldest chunk of the tail cache, if it is on the device, unread, and not the one being filled.
@@ -454,9 +458,8 @@ impl Log {
         if known || self.note.is_some() || !is_active || self.flushed() < self.active_first_sequence || self.stop != Stop::No {
             return;
         }
-        let (Some(segment), Ok(mut buffer)) = (self.segments.get(&self.active), self.reads.allocate(&self.arena, BLOCK_BYTES)) else {
-            return;
-        };
+        let Ok(mut buffer) = self.allocate(BLOCK_BYTES) else { return };
+        let Some(segment) = self.segments.get(&self.active) else { return };
         let file = segment.file;
         buffer.copy_from_slice(&SealBlock::note(segment.number, self.checkpoint).to_block(segment.seed));
         self.note = Some(self.active);

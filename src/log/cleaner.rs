@@ -228,7 +228,8 @@ impl Log {
         if job.out.len() >= STEP_BYTES as usize || (job.runs.is_empty() && !job.out.is_empty()) {
             let whole = if job.runs.is_empty() { job.out.len() } else { job.out.len() / BLOCK_BYTES * BLOCK_BYTES };
             let padded = block_up(whole as u32) as usize;
-            let Ok(mut buffer) = self.reads.allocate(&self.arena, padded) else { return self.clean_later(10_000) };
+            let Ok(mut buffer) = self.allocate(padded) else { return self.clean_later(10_000) };
+            let Some(job) = self.cleaner.job.as_mut() else { return };
             buffer[..whole].copy_from_slice(&job.out[..whole]);
             buffer[whole..].fill(0);
             job.out.drain(..whole);
@@ -251,9 +252,8 @@ impl Log {
             }
             end = run.position + run.len;
         }
-        let Some(source) = self.segments.get(&source) else { return self.abandon_cleaning() };
-        let Ok(into) = self.reads.allocate(&self.arena, (block_up(end) - start) as usize) else { return self.clean_later(10_000) };
-        let file = source.file;
+        let Some(file) = self.segments.get(&source).map(|source| source.file) else { return self.abandon_cleaning() };
+        let Ok(into) = self.allocate((block_up(end) - start) as usize) else { return self.clean_later(10_000) };
         self.clean_submit(Operation::Read { file, position: u64::from(start), into });
     }
 
@@ -267,9 +267,9 @@ impl Log {
         if job.footer.is_empty() {
             (job.footer, job.directory_count) = job.index.footer();
         }
-        let Ok(mut buffer) = self.reads.allocate(&self.arena, block_up(job.footer.len() as u32) as usize) else {
-            return self.clean_later(10_000);
-        };
+        let padded = block_up(job.footer.len() as u32) as usize;
+        let Ok(mut buffer) = self.allocate(padded) else { return self.clean_later(10_000) };
+        let Some(job) = self.cleaner.job.as_ref() else { return };
         buffer.fill(0);
         buffer[..job.footer.len()].copy_from_slice(&job.footer);
         let position = u64::from(block_up(job.end_position));
@@ -310,7 +310,7 @@ impl Log {
             checkpoint: LogPoint::default(),
             crc: 0,
         };
-        let Ok(mut buffer) = self.reads.allocate(&self.arena, DATA_START as usize) else { return self.clean_later(10_000) };
+        let Ok(mut buffer) = self.allocate(DATA_START as usize) else { return self.clean_later(10_000) };
         buffer[..BLOCK_BYTES].copy_from_slice(&header.to_block());
         buffer[BLOCK_BYTES..].copy_from_slice(&seal.to_block(seed));
         self.clean_submit(Operation::Write { file: file.file, position: 0, data: buffer.freeze(), durable: false });

@@ -101,7 +101,7 @@ impl Log {
     /// Replaces the active segment by the next one, if that is ready.
     pub(super) fn roll(&mut self) -> bool {
         let Next::Ready(file) = self.next else { return false };
-        let Ok(buffer) = self.reads.allocate(&self.arena, BLOCK_BYTES) else { return false };
+        let Ok(buffer) = self.allocate(BLOCK_BYTES) else { return false };
         self.seal_active();
         self.next = Next::None;
         self.reserve_active = std::mem::take(&mut self.reserve_next);
@@ -186,7 +186,7 @@ impl Log {
         let Some(segment) = self.segments.get_mut(&number) else { return };
         let footer_position = block_up(segment.end_position);
         let (file, seed) = (segment.file, segment.seed);
-        let State::Sealing { index, footer, directory_count, written, in_flight, sealing } = &mut segment.state else { return };
+        let State::Sealing { index, footer, directory_count, written, sealing, .. } = &mut segment.state else { return };
         if footer.is_empty() && index.run_count() > 0 {
             (*footer, *directory_count) = index.footer();
         }
@@ -226,7 +226,9 @@ impl Log {
             }
             return;
         }
-        let Ok(mut buffer) = self.reads.allocate(&self.arena, block_up(bytes.len() as u32) as usize) else {
+        let allocated = self.allocate(block_up(bytes.len() as u32) as usize);
+        let Some(Segment { state: State::Sealing { in_flight, sealing, .. }, .. }) = self.segments.get_mut(&number) else { return };
+        let Ok(mut buffer) = allocated else {
             *sealing = false;
             return;
         };

@@ -392,6 +392,27 @@ fn cold_read_larger_than_memory_fails_and_a_smaller_one_takes_the_cache() {
 }
 
 #[test]
+fn the_tail_cache_gives_way_to_what_the_log_must_write() {
+    let mut rig = Rig::new();
+    for i in 0..32 {
+        rig.append(1, 1, &[i; 8 << 10]);
+    }
+    rig.settle();
+    // Others take all the memory that is left.
+    let mut others = Vec::new();
+    for size in [1 << 20, 64 << 10, 4 << 10] {
+        others.extend(std::iter::from_fn(|| rig.arena.allocate(size).ok()));
+    }
+    let rolled = rig.log.counters().segments_rolled;
+    for i in 0..64 {
+        rig.append(1, 1, &[i; 8 << 10]);
+    }
+    rig.settle();
+    assert!(rig.log.counters().segments_rolled > rolled + 1, "headers, footers and seals found memory");
+    assert!(rig.arena.allocate(16 << 20).is_err(), "others still have theirs: {} buffers", others.len());
+}
+
+#[test]
 fn a_read_that_waits_for_memory_asks_for_a_pump_when_some_is_given_back() {
     let disk = SimDisk::new(1, SimOptions::default());
     let mut rig = Rig::open(disk, LogConfig { tail_cache_bytes: 1 << 20, ..config() }, &mut Collected::default()).unwrap();
