@@ -725,9 +725,9 @@ impl CoreThread {
         let mut config = ShardConfig::new(shard, self.shard_count, log);
         config.cold_read_bytes_max = config.log.read_bytes_max as u64;
         config.transcode = transcode::for_queues;
-        // A thing remembered takes about 64 bytes.
-        config.queue_entries_max = (self.memory.shard_bytes / 8 / 64).max(1 << 12);
+        config.queue_bytes_max = (self.memory.shard_bytes / 8).max(256 << 10);
         config.queue_pieces_bytes_max = self.memory.shard_bytes / 32;
+        config.queue_spots_bytes_max = self.memory.shard_bytes / 64;
         config.groups = GroupsConfig { entropy: config.log.entropy, ..self.groups.clone() };
         let opened = Shard::open(config, arena.clone(), volume, self.clock.now()).map_err(|error| StartError::Shard { shard, error })?;
         let report = &opened.report;

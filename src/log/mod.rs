@@ -31,6 +31,7 @@ use ringmain_wire::{Frame, FrameHeader, Offset, PartitionId, ShardId};
 use crate::device::{Arena, Completion, Fault, FileId, Operation, Outcome, Slice, Token};
 use crate::request::{Extent, Now};
 
+pub use read::Near;
 pub use recovery::{OpenError, Opened, RecoveryReport};
 
 use append::{OpenGroup, TailChunk};

@@ -31,6 +31,10 @@ const WITH_DEVICE_BESIDE_COMMITS: (usize, usize) = (512 << 10, 16);
 /// Commits are under way if one was so lately.
 const COMMITS_LATELY_US: u64 = 10_000;
 
+/// Where in memory the log was read last: a hint for reading there again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Near(usize);
+
 /// Cold reads under way and waiting for memory.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
@@ -232,6 +236,19 @@ impl Log {
         let start = (extent.position - tail.base_position) as usize;
         let end = start + extent.len as usize;
         (end <= tail.chunk.len()).then(|| tail.chunk.bytes(start..end))
+    }
+
+    /// What is still in memory from a position in a segment on (unsealed groups included). `near`: looked at first.
+    pub fn hot_from(&self, segment: u64, position: u32, near: &mut Near) -> Option<&[u8]> {
+        let bytes_of = |at: usize| {
+            let tail = self.chunks.get(at).filter(|tail| tail.segment == segment)?;
+            let start = position.checked_sub(tail.base_position)? as usize;
+            (start < tail.chunk.len()).then(|| tail.chunk.bytes(start..tail.chunk.len()))
+        };
+        bytes_of(near.0).or_else(|| {
+            near.0 = self.chunks.partition_point(|t| (t.segment, t.base_position) <= (segment, position)).checked_sub(1)?;
+            bytes_of(near.0)
+        })
     }
 
     /// Reads extents from the device, every frame verified; the answer is [`LogEvent::ReadDone`].

@@ -98,13 +98,15 @@ pub struct ShardConfig {
     pub transaction_bytes_max: usize,
     /// Bounds of consumer groups and their offsets.
     pub groups: GroupsConfig,
-    /// Things that cursors of queues remember one by one: messages in flight, out of order, delayed. When they are so many
-    /// nothing more is delivered until some are settled.
-    pub queue_entries_max: usize,
+    /// What cursors of queues remember message by message: in flight, out of order, delayed, with a priority. When it is that much nothing
+    /// more is delivered until some are settled.
+    pub queue_bytes_max: usize,
     /// Read at a time for a queue, one run excepted.
     pub queue_feed_bytes: u32,
     /// Kept of what was read for queues that nobody asks at the moment.
     pub queue_pieces_bytes_max: usize,
+    /// Notes where messages are that queues read again; then the oldest of a queue give way, and are looked up instead.
+    pub queue_spots_bytes_max: usize,
     /// Cuts batches of other protocols into records.
     pub transcode: queue::feed::Transcode,
     /// Waiting fetches; more get `Overloaded`.
@@ -145,9 +147,10 @@ impl ShardConfig {
             producers_max: 100_000,
             transactions_max: 1 << 20,
             transaction_bytes_max: 16 << 20,
-            queue_entries_max: 1 << 21,
+            queue_bytes_max: 64 << 20,
             queue_feed_bytes: 64 << 10,
             queue_pieces_bytes_max: 8 << 20,
+            queue_spots_bytes_max: 8 << 20,
             transcode: queue::feed::no_transcode,
             waiting_fetches_max: 65_536,
             retention_interval_us: 5_000_000,

@@ -25,13 +25,15 @@ fn create(client: &Client, name: &str, topic: &str, config: QueueConfig) {
     client.create_queue(&create).unwrap();
 }
 
-/// A topic of `count` records of 8 bytes with these headers.
-fn fill(broker: &Broker, topic: &str, count: u64, headers: &HeadersBuilder) {
-    const BATCH: u64 = 10_000;
+/// Records of one batch.
+const BATCH: u64 = 10_000;
+
+/// A topic of `count` records of 8 bytes, with these headers by the number in its batch.
+fn fill(broker: &Broker, topic: &str, count: u64, headers: impl Fn(u64) -> HeadersBuilder) {
     let create = CreateTopic { name: topic.into(), partition_count: 1, config: TopicConfig::default() };
     let partition = broker.client().create_topic(&create).unwrap().partitions[0].partition;
     let mut builder = RecordBatchBuilder::new();
-    (0..BATCH).for_each(|number| builder.push(1_000, None, Some(&number.to_le_bytes()), headers.as_bytes()));
+    (0..BATCH).for_each(|number| builder.push(1_000, None, Some(&number.to_le_bytes()), headers(number).as_bytes()));
     let batch = builder.finish(Identity { flags: flags::QUEUE_HEADERS, ..Identity::plain(PartitionId(partition)) }).to_vec();
     let mut wire = Wire::greet(broker);
     let batches = count / BATCH;
@@ -77,15 +79,17 @@ fn receive(client: &Client, queue: &str, count: u64, ack: impl Fn(u64) -> bool) 
     consumer
 }
 
-/// A broker and what it takes when it has read `count` records, with this header, of topic `t` once.
-fn filled(name: &str, count: u64, header: Option<(&[u8], &[u8])>) -> (Broker, Client, u64) {
+/// A broker and what it takes when it has read `count` records of topic `t` once. `header`: of each, with this value by its number.
+fn filled(name: &str, count: u64, header: Option<&[u8]>, value: impl Fn(u64) -> Vec<u8>) -> (Broker, Client, u64) {
     let broker = Broker::start(name, Start::with(&["--cores", "0", "--memory", "1G", "--segment-bytes", "64M"]));
     let client = broker.client();
-    let mut headers = HeadersBuilder::default();
-    if let Some((name, value)) = header {
-        headers.push(name, Some(value));
-    }
-    fill(&broker, "t", count, &headers);
+    fill(&broker, "t", count, |number| {
+        let mut headers = HeadersBuilder::default();
+        if let Some(name) = header {
+            headers.push(name, Some(&value(number)));
+        }
+        headers
+    });
     create(&client, "first", "t", QueueConfig::default());
     // A reader's own buffers are there before.
     if header.is_none() {
@@ -99,7 +103,7 @@ fn filled(name: &str, count: u64, header: Option<(&[u8], &[u8])>) -> (Broker, Cl
 #[test]
 #[ignore = "minutes"]
 fn hundred_million_ready_messages_take_sixteen_mebibytes() {
-    let (broker, client, before) = filled("ready", 100 * MILLION, None);
+    let (broker, client, before) = filled("ready", 100 * MILLION, None, |_| Vec::new());
     create(&client, "many", "t", QueueConfig::default());
     drop(receive(&client, "many", 1_000, |_| false));
     assert_eq!(client.describe_queue("many").unwrap()[0].enqueued, 100 * MILLION);
@@ -116,33 +120,35 @@ fn messages_remembered_one_by_one_take_so_much() {
         println!("{what}: {bytes} B for each of a million");
         assert!(bytes <= most, "{what}: {bytes} B each, more than {most}");
     };
-    let (broker, client, before) = filled("flight", 2 * MILLION, None);
+    let (broker, client, before) = filled("flight", 2 * MILLION, None, |_| Vec::new());
     create(&client, "q", "t", QueueConfig::default());
     let consumer = receive(&client, "q", MILLION, |_| false);
     each("in flight", &broker, before, 32);
     drop((broker, consumer));
 
-    let (broker, client, before) = filled("apart", 2 * MILLION, None);
+    let (broker, client, before) = filled("apart", 2 * MILLION, None, |_| Vec::new());
     create(&client, "q", "t", QueueConfig::default());
     let consumer = receive(&client, "q", MILLION, |number| number % 2 == 1);
-    each("every second acknowledged, the others in flight", &broker, before, 64);
+    each("every second acknowledged, the others in flight", &broker, before, 32);
     drop((broker, consumer));
 
-    let (broker, client, before) = filled("prior", MILLION, Some((name::PRIORITY, &[1])));
+    let levels = |number: u64| vec![(number * 7 % 10) as u8];
+    let (broker, client, before) = filled("prior", MILLION, Some(name::PRIORITY), levels);
     create(&client, "q", "t", QueueConfig { priorities: 10, ..QueueConfig::default() });
     // Such a queue gives none before it has looked at all.
     drop(receive(&client, "q", 1, |_| true));
-    each("ready, with priority", &broker, before, 16);
+    each("ready, of ten priorities", &broker, before, 16);
     drop(broker);
 
-    let (broker, client, before) = filled("later", MILLION, Some((name::DUE_MS, &i64::MAX.to_le_bytes())));
+    let times = |number: u64| (i64::MAX / 2 + (number * 7_919 % BATCH) as i64).to_le_bytes().to_vec();
+    let (broker, client, before) = filled("later", MILLION, Some(name::DUE_MS), times);
     create(&client, "q", "t", QueueConfig { priorities: 2, ..QueueConfig::default() });
     let deadline = Instant::now() + Duration::from_secs(60);
     while client.describe_queue("q").unwrap()[0].delayed < MILLION {
         assert!(Instant::now() < deadline, "{:?}", client.describe_queue("q"));
         thread::sleep(Duration::from_millis(50));
     }
-    each("delayed", &broker, before, 64);
+    each("delayed, to ten thousand times", &broker, before, 64);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use ringmain_wire::frame::flags;
 use ringmain_wire::queue::QueueHeaders;
-use ringmain_wire::{Format, Frame, RecordView, Records};
+use ringmain_wire::{Format, Frame, PartitionId, RecordView, Records};
 
 use super::cursor::{End, RecordInfo};
 use super::filter::{Candidate, Filter};
@@ -27,6 +27,9 @@ pub struct Shown<'a> {
     pub has_queue_headers: bool,
     /// Itself.
     pub record: RecordView<'a>,
+    /// Where its frame begins in what was read, and where it begins in the frame's body; nowhere if it was cut out of a batch of another
+    /// protocol.
+    pub at: Option<(usize, usize)>,
 }
 
 /// What comes next.
@@ -99,6 +102,13 @@ impl Walker {
         }
     }
 
+    /// From the start again, if what comes next is behind `from`.
+    pub fn go_back(&mut self, from: u64) {
+        if self.inside.as_ref().is_none_or(|inside| inside.base_offset > from) {
+            *self = Walker::default();
+        }
+    }
+
     /// Goes into the next frame that reaches beyond `from`. False = there is none.
     fn enter(&mut self, bytes: &[u8], from: u64, reading: Reading<'_>) -> Result<bool, (u64, End)> {
         while let Some(rest) = bytes.get(self.at..).filter(|rest| !rest.is_empty()) {
@@ -147,11 +157,26 @@ impl Walker {
         if records.skip_records(behind as u32).is_err() {
             return skip;
         }
+        let (record_at, _) = records.position();
         let Some(Ok(record)) = records.next() else { return skip };
         inside.position = records.position();
         let has_queue_headers = inside.flags & flags::QUEUE_HEADERS != 0 || inside.native.is_some();
-        Found::Record(Shown { offset: from, append_time_ms: inside.append_time_ms, has_queue_headers, record })
+        let at = inside.native.is_none().then_some((self.at, record_at));
+        Found::Record(Shown { offset: from, append_time_ms: inside.append_time_ms, has_queue_headers, record, at })
     }
+}
+
+/// Record `offset` of `partition`, if `bytes` begin with its frame and it begins at `record_at` in the frame's body.
+pub fn record_at(bytes: &[u8], partition: PartitionId, offset: u64, record_at: usize) -> Option<Shown<'_>> {
+    let frame = Frame::parse(bytes).ok()?;
+    let producer = &frame.header.producer;
+    let number = offset.checked_sub(frame.base_offset().0).filter(|number| *number < u64::from(producer.record_count))?;
+    if producer.partition != partition.0 || producer.format != Format::Native as u8 {
+        return None;
+    }
+    let record = Records::resume(frame.body(), producer.record_count, (record_at, number as u32)).ok()?.next()?.ok()?;
+    let has_queue_headers = producer.flags & flags::QUEUE_HEADERS != 0;
+    Some(Shown { offset, append_time_ms: frame.header.broker.append_time_ms, has_queue_headers, record, at: Some((0, record_at)) })
 }
 
 /// What a cursor wants to know of a record.
@@ -219,6 +244,24 @@ mod tests {
         let mut walker = Walker::default();
         assert_eq!(found(&mut walker, &bytes, 5), "5=c");
         assert_eq!(found(&mut walker, &bytes, 4), "4=b");
+    }
+
+    #[test]
+    fn a_record_is_found_again_where_it_was_and_nowhere_else() {
+        let bytes = [frame(3, &["a", "bb", "c"], 0), frame(6, &["d"], 0)].concat();
+        let (mut walker, partition) = (Walker::default(), PartitionId(1));
+        let reading = Reading { transcode: no_transcode, transcode_bytes_max: 0, is_aborted: &|_| false };
+        for offset in 3..7 {
+            let Found::Record(shown) = walker.find(&bytes, offset, reading) else { panic!("no record {offset}") };
+            let (frame, record) = shown.at.expect("a place");
+            let again = record_at(&bytes[frame..], partition, offset, record).expect("the record");
+            assert_eq!((again.record, again.append_time_ms), (shown.record, shown.append_time_ms));
+            for (partition, offset, record) in
+                [(PartitionId(2), offset, record), (partition, offset + 3, record), (partition, offset, 1 << 20)]
+            {
+                assert!(record_at(&bytes[frame..], partition, offset, record).is_none(), "{partition:?} {offset} {record}");
+            }
+        }
     }
 
     #[test]

@@ -11,9 +11,10 @@
 //! |---|---|
 //! | `catalog` | names, numbers and settings of queues |
 //! | `cursor` | one queue in one partition: the states of its messages |
-//! | `ranges`, `packed` | settled offsets above a floor; sets and maps of messages |
+//! | `settled`, `calendar` | what is settled; what waits for its time |
+//! | `ranges`, `packed` | ranges, sets and maps of messages |
 //! | `staged` | acknowledgements in transactions |
-//! | `feed` | records out of stored frames |
+//! | `feed`, `spots` | records out of stored frames; where they were |
 //! | `expiry` | messages that expire while nobody receives |
 //! | `filter` | which messages a queue takes |
 //! | `idle` | queues that are deleted because nobody uses them |
@@ -24,6 +25,7 @@
 //! messages may have been delivered: after a crash each of those that isn't settled counts one delivery. The mark is logged
 //! ahead, so that a first delivery waits for nothing.
 
+mod calendar;
 pub mod catalog;
 pub mod cursor;
 mod expiry;
@@ -34,6 +36,8 @@ mod packed;
 pub mod persist;
 mod ranges;
 pub mod serve;
+mod settled;
+mod spots;
 mod staged;
 #[cfg(test)]
 mod tests;
@@ -51,6 +55,10 @@ use expiry::Heads;
 use feed::Walker;
 use filter::Filter;
 use idle::Idle;
+use spots::Spots;
+
+/// A message that is remembered takes about so much or less.
+const ENTRY_BYTES: usize = 64;
 
 /// A connection of a core.
 type ConnectionKey = (u16, u32, u32);
@@ -71,10 +79,14 @@ pub struct QueueTable {
     cold_waits: Vec<u32>,
     /// … and for room to remember more, the first that came to wait first.
     room_waits: VecDeque<u32>,
-    /// Things remembered one by one by all cursors.
+    /// Things remembered one by one by all cursors, …
     entries: usize,
+    /// … and what they take of the memory.
+    memory_bytes: usize,
     /// Bytes of pieces of the log.
     piece_bytes: usize,
+    /// Bytes of notes where messages are.
+    spot_bytes: usize,
     /// Receives that wait.
     waiting: usize,
     /// The log took no more: wait for progress.
@@ -136,10 +148,14 @@ struct Slot {
     cursor: Cursor,
     /// What comes next.
     feed: Piece,
+    /// Segment and position where that was, if it may still be in memory.
+    feed_place: Option<(u64, u32)>,
     /// What came back, or was put in another order.
     again: Piece,
     /// The same, where it is in memory: the run that the last one was in.
     hot: Option<(Extent, Walker)>,
+    /// Where messages are that are read again.
+    spots: Option<Box<Spots>>,
     waiters: VecDeque<Waiter>,
     is_head_logged: bool,
     is_dirty: bool,
@@ -154,7 +170,18 @@ struct Slot {
     timer_us: Option<u64>,
     idle: Idle,
     entries: usize,
+    memory_bytes: usize,
     piece_bytes: usize,
+    spot_bytes: usize,
+}
+
+impl Slot {
+    /// A message isn't read again, or not from there.
+    fn forget_spot(&mut self, offset: u64) {
+        if let Some(spots) = &mut self.spots {
+            spots.forget(offset);
+        }
+    }
 }
 
 impl QueueTable {
@@ -242,9 +269,10 @@ impl QueueTable {
         }
     }
 
-    /// Cursors that wait for room, as many as there is room for, if `most` things may be remembered.
-    fn room_again(&mut self, most: usize) {
-        for _ in 0..most.saturating_sub(self.entries).min(self.room_waits.len()) {
+    /// Cursors that wait for room, as many as there is room for, if what is remembered may take `most_bytes`.
+    fn room_again(&mut self, most_bytes: usize) {
+        let room = most_bytes.saturating_sub(self.memory_bytes).div_ceil(ENTRY_BYTES);
+        for _ in 0..room.min(self.room_waits.len()) {
             let Some(index) = self.room_waits.pop_front() else { return };
             if let Some(slot) = self.get_mut(index) {
                 slot.waits_for_room = false;
@@ -306,8 +334,10 @@ impl QueueTable {
             generation: self.next_generation,
             cursor,
             feed: Piece::default(),
+            feed_place: None,
             again: Piece::default(),
             hot: None,
+            spots: None,
             waiters: VecDeque::new(),
             is_head_logged,
             is_dirty: false,
@@ -319,7 +349,9 @@ impl QueueTable {
             timer_us: None,
             idle: Idle::default(),
             entries: 0,
+            memory_bytes: 0,
             piece_bytes: 0,
+            spot_bytes: 0,
         };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -343,7 +375,9 @@ impl QueueTable {
         self.room_waits.retain(|waits| *waits != index);
         self.by_connection.values_mut().for_each(|slots| slots.retain(|used| *used != index));
         self.entries -= slot.entries;
+        self.memory_bytes -= slot.memory_bytes;
         self.piece_bytes -= slot.piece_bytes;
+        self.spot_bytes -= slot.spot_bytes;
         self.waiting -= slot.waiters.len();
         self.free.push(index);
         Some(slot)

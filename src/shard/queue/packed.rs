@@ -1,20 +1,31 @@
 //! Numbers that lie close to each other, kept close: 64 of them share a piece.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use super::cursor::Place;
 
-const PIECE_BITS: u32 = 6;
-const PIECE_MASK: u64 = (1 << PIECE_BITS) - 1;
+/// A number without these low bits says which piece.
+pub const PIECE_BITS: u32 = 6;
+/// These bits say where in its piece.
+pub const PIECE_MASK: u64 = (1 << PIECE_BITS) - 1;
 
 fn split(number: u64) -> (u64, u64) {
     (number >> PIECE_BITS, 1 << (number & PIECE_MASK))
 }
 
+/// What a B-tree of that many entries takes of the memory, about: one that grows at its end has nodes a little more than half full.
+pub fn tree_bytes(entries: usize, entry_bytes: usize) -> usize {
+    entries * entry_bytes * 9 / 5
+}
+
 /// Messages in the order of delivery. Next to each other they take a bit each, and alone some 30 bytes.
 #[derive(Debug, Default)]
 pub struct PlaceSet {
+    /// The piece that goes first, by itself: most of what is taken out is there. Empty only if all are.
+    front: (u64, u64),
+    /// The others.
     pieces: BTreeMap<u64, u64>,
     len: usize,
 }
@@ -23,7 +34,13 @@ impl PlaceSet {
     /// Whether it is new.
     pub fn insert(&mut self, place: Place) -> bool {
         let (piece, bit) = split(place.0);
-        let bits = self.pieces.entry(piece).or_default();
+        if self.len == 0 {
+            self.front = (piece, 0);
+        } else if piece < self.front.0 {
+            let (first, bits) = std::mem::replace(&mut self.front, (piece, 0));
+            self.pieces.insert(first, bits);
+        }
+        let bits = if piece == self.front.0 { &mut self.front.1 } else { self.pieces.entry(piece).or_default() };
         let is_new = *bits & bit == 0;
         *bits |= bit;
         self.len += usize::from(is_new);
@@ -33,10 +50,23 @@ impl PlaceSet {
     /// Whether it was there.
     pub fn remove(&mut self, place: &Place) -> bool {
         let (piece, bit) = split(place.0);
-        let Some(bits) = self.pieces.get_mut(&piece).filter(|bits| **bits & bit != 0) else { return false };
-        *bits &= !bit;
-        if *bits == 0 {
-            self.pieces.remove(&piece);
+        if piece == self.front.0 {
+            if self.front.1 & bit == 0 {
+                return false;
+            }
+            self.front.1 &= !bit;
+            if self.front.1 == 0 {
+                self.front = self.pieces.pop_first().unwrap_or_default();
+            }
+        } else {
+            let Entry::Occupied(mut entry) = self.pieces.entry(piece) else { return false };
+            if entry.get() & bit == 0 {
+                return false;
+            }
+            *entry.get_mut() &= !bit;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
         }
         self.len -= 1;
         true
@@ -44,13 +74,15 @@ impl PlaceSet {
 
     /// The one that goes first.
     pub fn first(&self) -> Option<Place> {
-        self.pieces.first_key_value().map(|(piece, bits)| Place(piece << PIECE_BITS | u64::from(bits.trailing_zeros())))
+        let (piece, bits) = self.front;
+        (bits != 0).then(|| Place(piece << PIECE_BITS | u64::from(bits.trailing_zeros())))
     }
 
     /// The first that doesn't go before `from`.
     pub fn first_from(&self, from: Place) -> Option<Place> {
         let (first, bit) = split(from.0);
-        self.pieces.range(first..).find_map(|(piece, bits)| {
+        let front = Some((&self.front.0, &self.front.1)).filter(|(piece, _)| **piece >= first);
+        front.into_iter().chain(self.pieces.range(first..)).find_map(|(piece, bits)| {
             let bits = if *piece == first { bits & !(bit - 1) } else { *bits };
             (bits != 0).then(|| Place(piece << PIECE_BITS | u64::from(bits.trailing_zeros())))
         })
@@ -59,6 +91,11 @@ impl PlaceSet {
     /// How many.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// What it takes of the memory, about.
+    pub fn bytes(&self) -> usize {
+        tree_bytes(self.pieces.len(), size_of::<(u64, u64)>())
     }
 
     /// Takes out all for which it doesn't hold.
@@ -76,11 +113,13 @@ impl PlaceSet {
 
     /// All, in order.
     pub fn iter(&self) -> impl Iterator<Item = Place> {
-        self.pieces.iter().flat_map(|(piece, bits)| ones(*bits).map(move |at| Place(piece << PIECE_BITS | at)))
+        let pieces = std::iter::once((&self.front.0, &self.front.1)).chain(&self.pieces);
+        pieces.flat_map(|(piece, bits)| ones(*bits).map(move |at| Place(piece << PIECE_BITS | at)))
     }
 }
 
-fn ones(mut bits: u64) -> impl Iterator<Item = u64> {
+/// Places of the bits that are set, in order.
+pub fn ones(mut bits: u64) -> impl Iterator<Item = u64> {
     std::iter::from_fn(move || {
         let at = (bits != 0).then(|| u64::from(bits.trailing_zeros()))?;
         bits &= bits - 1;
@@ -99,7 +138,50 @@ pub struct OffsetMap<T> {
 struct Piece<T> {
     bits: u64,
     /// In the order of the bits.
-    values: Vec<T>,
+    values: Values<T>,
+}
+
+/// One in a piece, as where messages are delivered in another order, needs no memory of its own.
+#[derive(Debug)]
+enum Values<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+impl<T> Values<T> {
+    fn get(&self) -> &[T] {
+        match self {
+            Values::One(value) => std::slice::from_ref(value),
+            Values::More(values) => values,
+        }
+    }
+
+    fn get_mut(&mut self) -> &mut [T] {
+        match self {
+            Values::One(value) => std::slice::from_mut(value),
+            Values::More(values) => values,
+        }
+    }
+}
+
+impl<T: Copy> Values<T> {
+    fn insert(&mut self, at: usize, value: T) {
+        match self {
+            Values::One(first) => *self = Values::More(if at == 0 { vec![value, *first] } else { vec![*first, value] }),
+            Values::More(values) => values.insert(at, value),
+        }
+    }
+
+    /// Of several.
+    fn remove(&mut self, at: usize) {
+        let Values::More(values) = self else { return };
+        values.remove(at);
+        if let [last] = values[..] {
+            *self = Values::One(last);
+        } else if values.len() <= values.capacity() / 4 {
+            values.shrink_to(values.len() * 2);
+        }
+    }
 }
 
 impl<T> Default for OffsetMap<T> {
@@ -115,32 +197,41 @@ impl<T> Piece<T> {
     }
 }
 
-impl<T> OffsetMap<T> {
+impl<T: Copy> OffsetMap<T> {
     /// What it was before.
     pub fn insert(&mut self, offset: u64, value: T) -> Option<T> {
-        let (piece, bit) = split(offset);
-        let piece = self.pieces.entry(piece).or_insert_with(|| Piece { bits: 0, values: Vec::new() });
-        let at = piece.rank(bit);
-        if piece.bits & bit != 0 {
-            return Some(std::mem::replace(&mut piece.values[at], value));
+        let (number, bit) = split(offset);
+        match self.pieces.entry(number) {
+            Entry::Vacant(entry) => {
+                entry.insert(Piece { bits: bit, values: Values::One(value) });
+            }
+            Entry::Occupied(mut entry) => {
+                let piece = entry.get_mut();
+                let at = piece.rank(bit);
+                if piece.bits & bit != 0 {
+                    return piece.values.get_mut().get_mut(at).map(|known| std::mem::replace(known, value));
+                }
+                piece.bits |= bit;
+                piece.values.insert(at, value);
+            }
         }
-        piece.bits |= bit;
-        piece.values.insert(at, value);
         self.len += 1;
         None
     }
 
-    /// Takes it out.
-    pub fn remove(&mut self, offset: u64) -> Option<T> {
+    /// Takes it out if it holds.
+    pub fn remove_if(&mut self, offset: u64, holds: impl FnOnce(&T) -> bool) -> Option<T> {
         let (number, bit) = split(offset);
-        let piece = self.pieces.get_mut(&number).filter(|piece| piece.bits & bit != 0)?;
-        let value = piece.values.remove(piece.rank(bit));
-        piece.bits &= !bit;
+        let Entry::Occupied(mut entry) = self.pieces.entry(number) else { return None };
+        let piece = entry.get_mut();
+        let at = piece.rank(bit);
+        let value = *piece.values.get().get(at).filter(|value| piece.bits & bit != 0 && holds(value))?;
         self.len -= 1;
-        if piece.bits == 0 {
-            self.pieces.remove(&number);
-        } else if piece.values.len() <= piece.values.capacity() / 4 {
-            piece.values.shrink_to(piece.values.len() * 2);
+        if piece.bits == bit {
+            entry.remove();
+        } else {
+            piece.bits &= !bit;
+            piece.values.remove(at);
         }
         Some(value)
     }
@@ -149,7 +240,7 @@ impl<T> OffsetMap<T> {
     pub fn get(&self, offset: u64) -> Option<&T> {
         let (piece, bit) = split(offset);
         let piece = self.pieces.get(&piece).filter(|piece| piece.bits & bit != 0)?;
-        piece.values.get(piece.rank(bit))
+        piece.values.get().get(piece.rank(bit))
     }
 
     /// Of one offset.
@@ -157,7 +248,7 @@ impl<T> OffsetMap<T> {
         let (piece, bit) = split(offset);
         let piece = self.pieces.get_mut(&piece).filter(|piece| piece.bits & bit != 0)?;
         let at = piece.rank(bit);
-        piece.values.get_mut(at)
+        piece.values.get_mut().get_mut(at)
     }
 
     /// Whether it is there.
@@ -170,16 +261,19 @@ impl<T> OffsetMap<T> {
         self.len
     }
 
+    /// What it takes of the memory, about.
+    pub fn bytes(&self) -> usize {
+        let apart = if self.len > self.pieces.len() { self.len * size_of::<T>() * 5 / 4 } else { 0 };
+        tree_bytes(self.pieces.len(), size_of::<(u64, Piece<T>)>()) + apart
+    }
+
     /// All, in order of offset.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         self.range(0..u64::MAX)
     }
 
     /// The first in a range.
-    pub fn first_in(&self, range: Range<u64>) -> Option<(u64, T)>
-    where
-        T: Copy,
-    {
+    pub fn first_in(&self, range: Range<u64>) -> Option<(u64, T)> {
         self.range(range).next().map(|(offset, value)| (offset, *value))
     }
 
@@ -195,7 +289,7 @@ impl<T> OffsetMap<T> {
                 left if left <= PIECE_MASK => (1 << left) - 1,
                 _ => !0,
             };
-            ones(piece.bits & from & below).filter_map(move |at| Some((base | at, piece.values.get(piece.rank(1 << at))?)))
+            ones(piece.bits & from & below).filter_map(move |at| Some((base | at, piece.values.get().get(piece.rank(1 << at))?)))
         })
     }
 }
@@ -236,7 +330,8 @@ mod tests {
                 if value > 2 {
                     assert_eq!(map.insert(offset, value), naive.insert(offset, value));
                 } else {
-                    assert_eq!(map.remove(offset), naive.remove(&offset));
+                    assert_eq!(map.remove_if(offset, |of| *of == 9), None);
+                    assert_eq!(map.remove_if(offset, |of| *of < 9), naive.remove(&offset));
                 }
                 assert_eq!((map.len(), map.get(offset)), (naive.len(), naive.get(&offset)));
                 assert_eq!((map.contains(offset), map.get_mut(offset).copied()), (naive.contains_key(&offset), naive.get(&offset).copied()));

@@ -10,7 +10,7 @@ use super::super::state_record::{
 };
 use super::QueueTable;
 use super::cursor::{Cursor, End, Returned, Saved, Tally, Unlogged};
-use super::ranges::Settled;
+use super::settled::Settled;
 use crate::request::queue::QueueId;
 use crate::request::transaction::ProducerKey;
 

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use ringmain_wire::control::PartitionPlace;
-use ringmain_wire::frame::{Identity, flags};
+use ringmain_wire::frame::{HEADER_BYTES, Identity, flags};
 use ringmain_wire::queue::{AlterQueue, CreateQueue, DeliveryView, Overflow, QueueAnswer, QueueCall, Verb, name};
 use ringmain_wire::record::{HeadersBuilder, headers};
 use ringmain_wire::{ErrorCode, Frame, Offset, PartitionId, RecordBatchBuilder, TopicId, control};
 
 use super::catalog::QueuePiece;
 use super::cursor::{Admission, ConsumerKey, Cursor, Dying, End, Place, RecordInfo, Returned};
-use super::feed::{Found, Reading, Shown, Walker, info};
+use super::feed::{Found, Reading, Shown, Walker, info, record_at};
 use super::filter::Filter;
+use super::spots::Spot;
 use super::staged::STAGED_MAX;
 use super::{Piece, Queue, Slot, Waiter, idle, persist};
 use crate::device::Slice;
@@ -29,6 +30,10 @@ use crate::shard::{Busy, DEFERRED_MAX, Deferred, Shard};
 const RECORDS_PER_TURN: usize = 1_024;
 /// Cursors served in one turn.
 const CURSORS_PER_TURN: usize = 256;
+/// Messages that are asked for together before they are delivered.
+const LOOK_AHEAD: usize = 16;
+/// What comes from memory at a time.
+const CACHE_LINE_BYTES: usize = 64;
 /// Messages of one queue in one partition that are on their way to another topic.
 const LEAVING_MAX: usize = 64;
 /// What couldn't be stored in another topic is tried again after this.
@@ -246,7 +251,7 @@ impl Shard {
 
     fn drop_cursor(&mut self, partition: PartitionId, queue: QueueId) {
         let Some(mut slot) = self.queues.remove(partition, queue) else { return };
-        self.queues.room_again(self.config.queue_entries_max);
+        self.queues.room_again(self.config.queue_bytes_max);
         for waiter in slot.waiters.drain(..) {
             self.fail(waiter.origin, ErrorCode::UnknownQueue.into());
         }
@@ -427,6 +432,7 @@ impl Shard {
                 }
                 slot.cursor.seek(*offset);
                 slot.feed = Piece::default();
+                slot.spots.iter_mut().for_each(|spots| spots.clear());
                 slot.is_head_logged = false;
                 slot.leaving = 0;
                 slot.cursor.count_later(origin, offset - log_start);
@@ -519,7 +525,10 @@ impl Shard {
         let entries = slot.cursor.entry_count();
         self.queues.entries = self.queues.entries + entries - slot.entries;
         slot.entries = entries;
-        self.queues.room_again(self.config.queue_entries_max);
+        let memory_bytes = slot.cursor.memory_bytes();
+        self.queues.memory_bytes = self.queues.memory_bytes + memory_bytes - slot.memory_bytes;
+        slot.memory_bytes = memory_bytes;
+        self.queues.room_again(self.config.queue_bytes_max);
         let deadline = self.deadline_of(&slot, now);
         self.queues.slots[index as usize] = Some(slot);
         self.queues.set_timer(index, deadline);
@@ -537,6 +546,13 @@ impl Shard {
         }
         if slot.cursor.first_ready().is_none() || (slot.waiters.is_empty() && is_too_much) {
             (slot.again, slot.hot) = (Piece::default(), None);
+        }
+        if let Some(spots) = &mut slot.spots {
+            let others = self.queues.spot_bytes - slot.spot_bytes;
+            spots.forget_below(slot.cursor.floor());
+            spots.shrink(self.config.queue_spots_bytes_max.saturating_sub(others));
+            slot.spot_bytes = spots.bytes();
+            self.queues.spot_bytes = others + slot.spot_bytes;
         }
         let held = slot.feed.bytes.capacity() + slot.again.bytes.capacity();
         self.queues.piece_bytes = self.queues.piece_bytes + held - slot.piece_bytes;
@@ -773,7 +789,7 @@ impl Shard {
                 return Got::Gone;
             }
             *budget -= 1;
-            match self.feed_one(index, slot, end, now, |cursor, _, place| cursor.keep(place)) {
+            match self.feed_one(index, slot, end, now, keep) {
                 Got::It(()) | Got::Gone => {}
                 Got::Later => return Got::Later,
             }
@@ -783,7 +799,7 @@ impl Shard {
 
     /// Whether another message may be remembered; if not, the cursor is woken when it may.
     pub(super) fn has_room(&mut self, index: u32, slot: &mut Slot) -> bool {
-        let has_room = self.queues.entries < self.config.queue_entries_max;
+        let has_room = self.queues.memory_bytes < self.config.queue_bytes_max;
         if !has_room && !slot.waits_for_room {
             slot.waits_for_room = true;
             self.queues.room_waits.push_back(index);
@@ -796,23 +812,31 @@ impl Shard {
         let (mut count, mut out) = (0u32, Vec::new());
         let most = u64::from(waiter.max_messages).min(slot.cursor.allowance(now));
         let feeds_ahead = slot.cursor.feeds_ahead();
+        let (filter, config) = (slot.filter.clone(), slot.cursor.config());
+        let (ttl_ms, key_ordered) = (config.ttl_ms, config.key_ordered);
+        let mut ahead = 0;
         while u64::from(count) < most && (out.is_empty() || out.len() < waiter.max_bytes as usize) && *budget > 0 {
             if let Some(place) = slot.cursor.first_ready() {
                 if place.offset() >= slot.cursor.mark() {
                     break;
                 }
+                if ahead == 0 {
+                    ahead = LOOK_AHEAD;
+                    self.look_ahead(slot);
+                }
+                ahead -= 1;
                 *budget -= 1;
-                let (filter, config) = (slot.filter.clone(), slot.cursor.config());
-                let (ttl_ms, key_ordered) = (config.ttl_ms, config.key_ordered);
                 let got = self.with_record(index, slot, place.offset(), |cursor, shown| {
                     if cursor.recheck(place, info(shown, &filter, ttl_ms, key_ordered), now) {
+                        let view = view(shown, 0);
+                        reserve(&mut out, &view, most.min(cursor.ready_count() as u64), waiter);
                         let deliveries = cursor.deliver(place, waiter.consumer, now);
-                        write(shown, deliveries, &mut out);
+                        DeliveryView { deliveries, ..view }.write(&mut out);
                         count += 1;
                     }
                 });
                 match got {
-                    Got::It(()) => {}
+                    Got::It(()) => slot.forget_spot(place.offset()),
                     Got::Gone => slot.cursor.lose(place.offset(), Some(place)),
                     Got::Later => break,
                 }
@@ -827,12 +851,13 @@ impl Shard {
             let got = self.feed_one(index, slot, end, now, |cursor, shown, place| {
                 let view = view(shown, 0);
                 if !out.is_empty() && out.len() + view.wire_bytes() > max_bytes {
-                    cursor.keep(place);
-                    return;
+                    return keep(cursor, shown, place);
                 }
+                reserve(&mut out, &view, most.min(end - shown.offset), waiter);
                 let deliveries = cursor.deliver(place, consumer, now);
                 DeliveryView { deliveries, ..view }.write(&mut out);
                 count += 1;
+                false
             });
             if matches!(got, Got::Later) || slot.cursor.first_ready().is_some() && !out.is_empty() {
                 break;
@@ -841,13 +866,51 @@ impl Shard {
         (count, out)
     }
 
-    /// Shows the next record to the cursor; `ready` decides what becomes of one that is ready.
-    fn feed_one(&mut self, index: u32, slot: &mut Slot, end: u64, now: Now, ready: impl FnOnce(&mut Cursor, &Shown<'_>, Place)) -> Got<()> {
-        self.look_at_next(index, slot, end, |cursor, shown, info| {
-            if let Admission::Ready(place) = cursor.admit(info, now) {
-                ready(cursor, shown, place);
+    /// Messages that were put in another order lie here and there in memory, each some 100 ns away. The next ones are asked for together, so
+    /// that they come together.
+    fn look_ahead(&self, slot: &mut Slot) {
+        let Some(spots) = &mut slot.spots else { return };
+        let mut next = [None; LOOK_AHEAD];
+        next.iter_mut().zip(slot.cursor.ready()).for_each(|(spot, place)| *spot = spots.get(place.offset()));
+        let mut seen = 0;
+        for spot in next.into_iter().flatten() {
+            let Some(bytes) = self.log.hot_from(spot.segment, spot.frame, &mut spots.near) else { continue };
+            let body = HEADER_BYTES + spot.record as usize;
+            let lines = [0, HEADER_BYTES, body, body + CACHE_LINE_BYTES, body + 2 * CACHE_LINE_BYTES];
+            seen ^= lines.into_iter().filter_map(|at| bytes.get(at)).fold(0, |seen, byte| seen ^ byte);
+        }
+        std::hint::black_box(seen);
+    }
+
+    /// Shows the next record to the cursor; `ready` decides what becomes of one that is ready, and whether it is read again.
+    fn feed_one(
+        &mut self,
+        index: u32,
+        slot: &mut Slot,
+        end: u64,
+        now: Now,
+        ready: impl FnOnce(&mut Cursor, &Shown<'_>, Place) -> bool,
+    ) -> Got<()> {
+        let got = self.look_at_next(index, slot, end, |cursor, shown, info| {
+            let is_read_again = match cursor.admit(info, now) {
+                Admission::Ready(place) => ready(cursor, shown, place),
+                Admission::Waits => true,
+                Admission::Done => false,
+            };
+            shown.at.filter(|_| is_read_again).map(|at| (shown.offset, at))
+        });
+        match got {
+            Got::It(Some((offset, (frame, record)))) => {
+                if let Some((segment, position)) = slot.feed_place {
+                    let spot = Spot { segment, frame: position + frame as u32, record: record as u32 };
+                    slot.spots.get_or_insert_default().note(offset, spot);
+                }
+                Got::It(())
             }
-        })
+            Got::It(None) => Got::It(()),
+            Got::Gone => Got::Gone,
+            Got::Later => Got::Later,
+        }
     }
 
     /// What the cursor wants to know of the next record, and the record; `work` may admit it.
@@ -919,6 +982,7 @@ impl Shard {
                             buffer.clear();
                             buffer.extend_from_slice(bytes);
                             slot.feed = Piece { bytes: buffer, walker: Walker::default(), from: next, until, asked: None };
+                            slot.feed_place = Some((extent.segment, extent.position));
                             Got::It(())
                         }
                         None => self.read_for_queue(index, slot, *extent, true, next, until),
@@ -951,7 +1015,7 @@ impl Shard {
                     let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
                     let piece = Piece { bytes, walker: Walker::default(), from: read.from, until: read.until, asked: Some(read.from) };
                     if read.is_feed {
-                        slot.feed = piece;
+                        (slot.feed, slot.feed_place) = (piece, None);
                     } else {
                         slot.again = piece;
                     }
@@ -1000,11 +1064,20 @@ impl Shard {
         offset: u64,
         work: impl FnOnce(&mut Cursor, &Shown<'_>) -> T,
     ) -> Got<T> {
+        if let Some(spots) = &mut slot.spots
+            && let Some(Spot { segment, frame, record }) = spots.get(offset)
+        {
+            let bytes = self.log.hot_from(segment, frame, &mut spots.near);
+            match bytes.and_then(|bytes| record_at(bytes, slot.partition, offset, record as usize)) {
+                Some(shown) => return Got::It(work(&mut slot.cursor, &shown)),
+                None => spots.forget(offset),
+            }
+        }
         let transcode = self.config.transcode;
         let reading = Reading { transcode, transcode_bytes_max: TRANSCODED_MAX_BYTES, is_aborted: &|_| false };
         let Slot { again, cursor, .. } = slot;
         if offset < again.until {
-            again.walker = Walker::default();
+            again.walker.go_back(offset);
             if let Found::Record(shown) = again.walker.find(&again.bytes, offset, reading)
                 && shown.offset == offset
             {
@@ -1110,6 +1183,12 @@ impl Shard {
     }
 }
 
+/// A message that isn't delivered yet.
+fn keep(cursor: &mut Cursor, _: &Shown<'_>, place: Place) -> bool {
+    cursor.keep(place);
+    true
+}
+
 /// Who is served next: the highest priority, then who came first; only the active one where there is one.
 fn next_waiter(slot: &Slot) -> Option<usize> {
     let served = slot.waiters.iter().zip(0..).filter(|(waiter, _)| slot.cursor.serves(waiter.consumer));
@@ -1128,8 +1207,12 @@ fn view<'a>(shown: &Shown<'a>, deliveries: u16) -> DeliveryView<'a> {
     }
 }
 
-fn write(shown: &Shown<'_>, deliveries: u16, out: &mut Vec<u8>) {
-    view(shown, deliveries).write(out);
+/// Before the first of at most `count` messages: room for as many of its size, so that an answer isn't copied again and again as it grows.
+fn reserve(out: &mut Vec<u8>, first: &DeliveryView<'_>, count: u64, waiter: &Waiter) {
+    if out.is_empty() {
+        let count = count.min(RECORDS_PER_TURN as u64) as usize;
+        out.reserve((first.wire_bytes() * count).min(waiter.max_bytes as usize));
+    }
 }
 
 /// The message as it goes to another topic: without what only this queue was to look at, with what happened to it.

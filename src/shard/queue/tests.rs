@@ -429,7 +429,7 @@ fn expired_messages_leave_when_nobody_receives() {
 
 #[test]
 fn a_queue_that_waits_for_room_goes_on_when_there_is_some() {
-    let shard = crate::shard::ShardConfig { queue_entries_max: 3, ..shard_config() };
+    let shard = crate::shard::ShardConfig { queue_bytes_max: 100, ..shard_config() };
     let mut rig = Rig::open(SimDisk::new(1, SimOptions::default()), shard, start());
     rig.create_queue(QueueConfig::default());
     let other = CreateQueue {
