@@ -22,7 +22,7 @@ use std::sync::Arc;
 use ringmain_wire::queue::{Delayed, Overflow, QueueConfig, QueueState, Settlement, Verb};
 
 use super::calendar::Calendar;
-use super::packed::{OffsetMap, PlaceSet, tree_bytes};
+use super::packed::{OffsetMap, PIECE_BITS, PIECE_MASK, PlaceSet, ones, tree_bytes};
 use super::ranges::Ranges;
 use super::settled::Settled;
 use super::staged::{Staged, Where};
@@ -888,18 +888,63 @@ impl Cursor {
 
     // ---- settling -------------------------------------------------------------------------------------
 
+    /// A consumer says what becomes of messages, one settlement after the other. `(settled, refused)`.
+    pub fn settle_all(&mut self, slot: Option<u32>, settlements: &[Settlement], now: Now) -> (u32, u32) {
+        let (mut settled, mut refused) = (0u32, 0u32);
+        let mut rest = settlements;
+        while let Some((first, behind)) = rest.split_first() {
+            rest = behind;
+            let (more, less) = match slot.filter(|_| is_single_ack(first) && self.staged.is_none()) {
+                // What was delivered in another order than the log's is acknowledged one by one, and often close to each other.
+                Some(slot) => {
+                    let (piece, mut wanted) = (first.first >> PIECE_BITS, 1u64 << (first.first & PIECE_MASK));
+                    while let Some((next, behind)) = rest.split_first()
+                        && is_single_ack(next)
+                        && next.first >> PIECE_BITS == piece
+                        && wanted >> (next.first & PIECE_MASK) == 0
+                    {
+                        wanted |= 1 << (next.first & PIECE_MASK);
+                        rest = behind;
+                    }
+                    let more = self.acknowledge(slot, piece, wanted);
+                    (more, wanted.count_ones() - more)
+                }
+                None => self.settle(slot, first, now),
+            };
+            settled = settled.saturating_add(more);
+            refused = refused.saturating_add(less);
+        }
+        (settled, refused)
+    }
+
+    /// Messages of one piece, by their bits; nothing is staged. Says how many the consumer had.
+    fn acknowledge(&mut self, slot: u32, piece: u64, wanted: u64) -> u32 {
+        let ended = self.in_flight.remove_bits(piece, wanted, |held| held.consumer == slot);
+        if ended == 0 {
+            return 0;
+        }
+        let count = ended.count_ones();
+        if let Some(Some(consumer)) = self.slots.get_mut(slot as usize) {
+            consumer.in_flight -= u64::from(count);
+        }
+        let added = self.settled.insert_piece(piece, ended);
+        debug_assert_eq!(added, u64::from(count), "in flight and settled");
+        self.tally.add(End::Acked, added);
+        for at in ones(ended) {
+            let offset = piece << PIECE_BITS | at;
+            self.unlogged.push(End::Acked, offset, offset + 1);
+            self.redirected.remove(offset, offset + 1);
+            self.forget_sizes(offset, offset + 1);
+            self.history.remove(&offset);
+            self.unlock(offset);
+        }
+        count
+    }
+
     /// A consumer says what becomes of messages. `(settled, refused)`.
-    pub fn settle(&mut self, slot: Option<u32>, settlement: &Settlement, now: Now) -> (u32, u32) {
+    fn settle(&mut self, slot: Option<u32>, settlement: &Settlement, now: Now) -> (u32, u32) {
         let end = settlement.first.saturating_add(u64::from(settlement.count));
         let Some(slot) = slot else { return (0, u32::from(settlement.count == 1)) };
-        if settlement.count == 1 && settlement.verb == Verb::Ack {
-            let offset = settlement.first;
-            let is_held = !self.is_staged(offset) && self.forget_flight_if(offset, |held| held.consumer == slot).is_some();
-            if is_held {
-                self.end(offset, End::Acked);
-            }
-            return (u32::from(is_held), u32::from(!is_held));
-        }
         let mut settled = 0;
         let mut from = settlement.first;
         while let Some((offset, held)) = self.in_flight.first_in(from..end) {
@@ -1082,11 +1127,7 @@ impl Cursor {
     }
 
     fn forget_flight(&mut self, offset: u64) -> Option<InFlight> {
-        self.forget_flight_if(offset, |_| true)
-    }
-
-    fn forget_flight_if(&mut self, offset: u64, holds: impl FnOnce(&InFlight) -> bool) -> Option<InFlight> {
-        let held = self.in_flight.remove_if(offset, holds)?;
+        let held = self.in_flight.remove(offset)?;
         if let Some(Some(consumer)) = self.slots.get_mut(held.consumer as usize) {
             consumer.in_flight -= 1;
         }
@@ -1489,6 +1530,10 @@ impl Cursor {
             assert!(!self.ready.iter().any(|place| place.offset() == offset), "staged {offset} is ready");
         }
     }
+}
+
+fn is_single_ack(settlement: &Settlement) -> bool {
+    settlement.count == 1 && settlement.verb == Verb::Ack
 }
 
 impl Saved {

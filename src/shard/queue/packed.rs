@@ -174,8 +174,23 @@ impl<T: Copy> Values<T> {
 
     /// Of several.
     fn remove(&mut self, at: usize) {
+        if let Values::More(values) = self {
+            values.remove(at);
+        }
+        self.shrink();
+    }
+
+    /// One stays at least. `bits`: the places of all; `stays`: of those that do.
+    fn retain(&mut self, bits: u64, stays: u64) {
+        if let Values::More(values) = self {
+            let mut at = ones(bits);
+            values.retain(|_| at.next().is_some_and(|at| stays >> at & 1 == 1));
+        }
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
         let Values::More(values) = self else { return };
-        values.remove(at);
         if let [last] = values[..] {
             *self = Values::One(last);
         } else if values.len() <= values.capacity() / 4 {
@@ -219,13 +234,13 @@ impl<T: Copy> OffsetMap<T> {
         None
     }
 
-    /// Takes it out if it holds.
-    pub fn remove_if(&mut self, offset: u64, holds: impl FnOnce(&T) -> bool) -> Option<T> {
+    /// Takes it out.
+    pub fn remove(&mut self, offset: u64) -> Option<T> {
         let (number, bit) = split(offset);
         let Entry::Occupied(mut entry) = self.pieces.entry(number) else { return None };
         let piece = entry.get_mut();
         let at = piece.rank(bit);
-        let value = *piece.values.get().get(at).filter(|value| piece.bits & bit != 0 && holds(value))?;
+        let value = *piece.values.get().get(at).filter(|_| piece.bits & bit != 0)?;
         self.len -= 1;
         if piece.bits == bit {
             entry.remove();
@@ -234,6 +249,23 @@ impl<T: Copy> OffsetMap<T> {
             piece.values.remove(at);
         }
         Some(value)
+    }
+
+    /// Takes out those of a piece for which it holds; says which, `wanted` and the answer as its bits.
+    pub fn remove_bits(&mut self, number: u64, wanted: u64, holds: impl Fn(&T) -> bool) -> u64 {
+        let Entry::Occupied(mut entry) = self.pieces.entry(number) else { return 0 };
+        let piece = entry.get_mut();
+        let held = piece.values.get();
+        let fits = |at: &u64| held.get(piece.rank(1 << at)).is_some_and(&holds);
+        let gone: u64 = ones(piece.bits & wanted).filter(fits).fold(0, |gone, at| gone | 1 << at);
+        self.len -= gone.count_ones() as usize;
+        if gone == piece.bits {
+            entry.remove();
+        } else if gone != 0 {
+            piece.values.retain(piece.bits, !gone);
+            piece.bits &= !gone;
+        }
+        gone
     }
 
     /// Of one offset.
@@ -329,9 +361,14 @@ mod tests {
             for (offset, value) in steps {
                 if value > 2 {
                     assert_eq!(map.insert(offset, value), naive.insert(offset, value));
+                } else if value == 2 {
+                    let wanted = 0x5555_0f0f_3333_ffff_u64.rotate_left(start as u32);
+                    let is_gone = |at: u64, of: u8| at >> PIECE_BITS == offset >> PIECE_BITS && wanted >> (at & PIECE_MASK) & 1 == 1 && of % 2 == 0;
+                    let gone = naive.iter().filter(|(at, of)| is_gone(**at, **of)).fold(0, |gone, (at, _)| gone | 1 << (at & PIECE_MASK));
+                    assert_eq!(map.remove_bits(offset >> PIECE_BITS, wanted, |of| of % 2 == 0), gone);
+                    naive.retain(|at, of| !is_gone(*at, *of));
                 } else {
-                    assert_eq!(map.remove_if(offset, |of| *of == 9), None);
-                    assert_eq!(map.remove_if(offset, |of| *of < 9), naive.remove(&offset));
+                    assert_eq!(map.remove(offset), naive.remove(&offset));
                 }
                 assert_eq!((map.len(), map.get(offset)), (naive.len(), naive.get(&offset)));
                 assert_eq!((map.contains(offset), map.get_mut(offset).copied()), (naive.contains_key(&offset), naive.get(&offset).copied()));

@@ -324,12 +324,7 @@ impl Shard {
         let Some(slot) = self.queues.get_mut(index) else { return };
         slot.idle.used(now);
         let consumer = slot.cursor.consumer(&ConsumerKey::new(&origin, settle.consumer));
-        let (mut settled, mut refused) = (0u32, 0u32);
-        for settlement in &settle.settlements {
-            let (more, less) = slot.cursor.settle(consumer, settlement, now);
-            settled = settled.saturating_add(more);
-            refused = refused.saturating_add(less);
-        }
+        let (settled, refused) = slot.cursor.settle_all(consumer, &settle.settlements, now);
         slot.cursor.answer_later(origin, settled, refused);
         self.queues.settled += u64::from(settled);
         self.queues.mark_dirty(index);

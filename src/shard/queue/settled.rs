@@ -138,6 +138,22 @@ impl Settled {
         end - start - inside
     }
 
+    /// Adds offsets of one piece, by their bits; says how many are new.
+    pub fn insert_piece(&mut self, piece: u64, bits: u64) -> u64 {
+        let base = piece << PIECE_BITS;
+        if bits == 0 {
+            return 0;
+        }
+        if base > self.floor || (base + PIECE_MASK >= self.floor && bits & mask(base, self.floor + 1) == 0) {
+            let added = self.insert_bits(piece, bits);
+            self.above += added;
+            self.end = self.end.max(base + u64::from(u64::BITS - bits.leading_zeros()));
+            return added;
+        }
+        // The floor moves, or is above.
+        ones(bits).map(|at| self.insert(base | at, (base | at) + 1)).sum()
+    }
+
     fn insert_above(&mut self, start: u64, end: u64) -> u64 {
         let (first, last) = (start >> PIECE_BITS, (end - 1) >> PIECE_BITS);
         if first == last {
@@ -269,6 +285,18 @@ mod tests {
     use super::*;
 
     proptest::proptest! {
+        #[test]
+        fn pieces_are_added_as_single_ones_are(pieces in proptest::collection::vec((0u64..5, proptest::num::u64::ANY, 0u32..65), 0..40)) {
+            let (mut settled, mut single) = (Settled::below(70), Settled::below(70));
+            for (piece, bits, fewer) in pieces {
+                let bits = bits & (!0u64).checked_shr(fewer).unwrap_or(0);
+                let offsets = ones(bits).map(|at| piece << PIECE_BITS | at);
+                let added: u64 = offsets.map(|offset| single.insert(offset, offset + 1)).sum();
+                assert_eq!(settled.insert_piece(piece, bits), added);
+                assert_eq!(settled, single);
+            }
+        }
+
         #[test]
         fn behaves_like_a_set(inserts in proptest::collection::vec((0u64..500, 0u32..5, 0u64..130), 0..60), from in 0u64..600) {
             let (mut settled, mut naive) = (Settled::below(5), (0..5).collect::<BTreeSet<u64>>());
