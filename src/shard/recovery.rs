@@ -135,6 +135,7 @@ impl Recovery {
             StateRecord::Queues(pieces) => pieces.iter().for_each(|piece| self.catalog.put_queue(&piece.into())),
             StateRecord::QueueList(pieces) => pieces.iter().for_each(|piece| self.catalog.put_queue(piece)),
             StateRecord::QueueHead(_)
+            | StateRecord::QueueKept(_)
             | StateRecord::QueueParts(_)
             | StateRecord::QueueSettled(_)
             | StateRecord::QueueRedirected(_)

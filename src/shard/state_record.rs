@@ -139,7 +139,7 @@ pub enum StateRecord {
     },
     /// Checkpoint, shard 0: queues. Written by earlier builds.
     Queues(Vec<QueuePieceV1>),
-    /// A queue in one partition as it is, but for what follows in [`QueuePartsPiece`]s.
+    /// A queue in one partition that begins, or begins anew. Also checkpoints of earlier builds, where [`QueuePartsPiece`]s follow.
     QueueHead(Box<QueueHeadPiece>),
     /// Checkpoint: some of what a queue remembers one by one.
     QueueParts(Box<QueuePartsPiece>),
@@ -170,6 +170,9 @@ pub enum StateRecord {
     QueueVoid(Box<QueueVoidPiece>),
     /// Who is asked about the transactions of an id from now on.
     TransactionCheckBack(Box<TransactionCheckBackPiece>),
+    /// Checkpoint: what a [`StateRecord::QueueHead`] says, of a queue that goes on as it is. Nothing is new to who knows the queue already:
+    /// where the checkpoint doesn't come to its end, its parts are missing.
+    QueueKept(Box<QueueHeadPiece>),
 }
 
 /// Message ids of a batch that comes next.

@@ -1725,6 +1725,19 @@ fn state_records_keep_their_bytes() {
         })),
     ];
     assert_eq!(layout_of(&records), STAGED_RECORDS_V1, "the layout has changed: it needs a new version");
+    let records = [StateRecord::QueueKept(Box::new(state_record::QueueHeadPiece {
+        queue,
+        partition,
+        begin: 1,
+        floor: 3,
+        mark: 9,
+        crashes: vec![(8, 1)],
+        acked: 2,
+        dead: 1,
+        dropped: 4,
+        void: 5,
+    }))];
+    assert_eq!(layout_of(&records), QUEUE_RECORDS_V3, "the layout has changed: it needs a new version");
 }
 
 /// The settings that a queue had by default when they were first logged.
@@ -1766,6 +1779,8 @@ const STAGED_RECORDS_V1: (usize, u32) = (358, 1_683_237_401);
 const QUEUE_RECORDS_V1: (usize, u32) = (966, 1_353_097_280);
 /// … of those that came later.
 const QUEUE_RECORDS_V2: (usize, u32) = (503, 2_060_397_562);
+/// … of those in checkpoints that add nothing.
+const QUEUE_RECORDS_V3: (usize, u32) = (141, 1_876_268_790);
 /// … of message ids.
 const MESSAGE_ID_RECORDS_V1: (usize, u32) = (300, 1_778_922_610);
 /// Length and CRC32C of the records above, one after the other.

@@ -185,10 +185,11 @@ impl Slot {
 }
 
 impl QueueTable {
-    /// The first cursor at or after `from`.
-    pub fn next_from(&self, from: (PartitionId, QueueId)) -> Option<((PartitionId, QueueId), &Cursor)> {
+    /// The first cursor at or after `from`, and whether the log knows where it begins.
+    pub fn next_from(&self, from: (PartitionId, QueueId)) -> Option<((PartitionId, QueueId), &Cursor, bool)> {
         let (key, index) = self.index.range(from..).next()?;
-        Some((*key, &self.slots[*index as usize].as_deref()?.cursor))
+        let slot = self.slots[*index as usize].as_deref()?;
+        Some((*key, &slot.cursor, slot.is_head_logged))
     }
 
     /// Records below may go, as far as queues are concerned: `None` = no queue has a say.

@@ -48,14 +48,15 @@ enum Part {
 pub fn next_pieces(table: &QueueTable, place: &CursorPlace, bytes: usize) -> (Vec<StateRecord>, Option<CursorPlace>) {
     let (mut records, mut written, mut place) = (Vec::new(), 0, *place);
     while written < bytes {
-        let Some((key, cursor)) = table.next_from(place.from) else { return (records, None) };
+        let Some((key, cursor, is_known)) = table.next_from(place.from) else { return (records, None) };
         if key != place.from {
             place = CursorPlace { from: key, part: Part::Head };
         }
         let (partition, queue) = (key.0.0, key.1.0);
         place.part = match place.part {
             Part::Head => {
-                records.push(head(key, cursor));
+                let piece = head_piece(key, cursor);
+                records.push(if is_known { StateRecord::QueueKept(piece) } else { StateRecord::QueueHead(piece) });
                 written += HEAD_BYTES;
                 Part::Settled { from: 0 }
             }
@@ -122,10 +123,15 @@ pub fn next_pieces(table: &QueueTable, place: &CursorPlace, bytes: usize) -> (Ve
     (records, Some(place))
 }
 
-/// A cursor as it is, but for its parts.
+/// A cursor that begins, or begins anew.
 pub fn head(key: (PartitionId, QueueId), cursor: &Cursor) -> StateRecord {
+    StateRecord::QueueHead(head_piece(key, cursor))
+}
+
+/// A cursor as it is, but for its parts.
+fn head_piece(key: (PartitionId, QueueId), cursor: &Cursor) -> Box<QueueHeadPiece> {
     let (begin, tally, floor, mark, crashes) = cursor.head();
-    StateRecord::QueueHead(Box::new(QueueHeadPiece {
+    Box::new(QueueHeadPiece {
         queue: key.1.0,
         partition: key.0.0,
         begin,
@@ -136,7 +142,7 @@ pub fn head(key: (PartitionId, QueueId), cursor: &Cursor) -> StateRecord {
         dead: tally.dead,
         dropped: tally.dropped,
         void: tally.void,
-    }))
+    })
 }
 
 /// Messages from `from` on that go to another topic.
@@ -208,6 +214,8 @@ fn piece(returned: &Returned) -> ReturnedPiece {
 #[derive(Debug, Default)]
 pub struct SavedCursors {
     cursors: HashMap<(u32, u32), Saved>,
+    /// Those of which the log said before all that a checkpoint says now; whether that one's parts are being passed over.
+    whole: HashMap<(u32, u32), bool>,
 }
 
 impl SavedCursors {
@@ -224,9 +232,25 @@ impl SavedCursors {
                 let tally = Tally { acked, dead, dropped, void };
                 let saved = Saved { begin, tally, settled: Settled::below(floor), mark, crashes, ..Saved::default() };
                 self.cursors.insert((partition, queue), saved);
+                self.whole.insert((partition, queue), false);
+            }
+            StateRecord::QueueKept(piece) => {
+                let QueueHeadPiece { queue, partition, begin, floor, mark, crashes, acked, dead, dropped, void } = *piece;
+                if let Some(passes_over) = self.whole.get_mut(&(partition, queue)) {
+                    *passes_over = true;
+                    return;
+                }
+                self.whole.insert((partition, queue), false);
+                let saved = self.cursors.entry((partition, queue)).or_default();
+                (saved.begin, saved.tally, saved.mark, saved.crashes) = (begin, Tally { acked, dead, dropped, void }, mark, crashes);
+                saved.settled.insert(0, floor);
+                saved.unstage(0, floor);
             }
             StateRecord::QueueParts(piece) => {
                 let QueuePartsPiece { queue, partition, settled, returned } = *piece;
+                if self.whole.get(&(partition, queue)) == Some(&true) {
+                    return;
+                }
                 let saved = self.cursors.entry((partition, queue)).or_default();
                 for (start, end) in settled {
                     saved.settled.insert(start, end);
