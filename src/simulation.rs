@@ -130,6 +130,12 @@ summary! {
     segments_released,
     /// Segments rewritten.
     segments_cleaned,
+    /// Ranges of records said to be dead while older ones stay.
+    dead_ranges,
+    /// Bytes of frames left out because of that.
+    bytes_dropped,
+    /// Reads that went over a gap.
+    gaps_read,
     /// Files given back whose content was destroyed on a copy of the disk, without loss.
     releases_checked,
     /// Files of the pool that another shard used in between.
@@ -304,7 +310,9 @@ impl World {
             flush_after_bytes: 32 << (10 + rng.below(3)),
             read_bytes_max: 256 << 10,
             clean_mixed_after_ms: if rng.one_in(2) { 20 } else { 600_000 },
+            clean_check_us: if rng.one_in(2) { 1_000_000 } else { 20_000 },
             clean_bytes_per_second: 1 << 30,
+            hole_bytes_min: if rng.one_in(2) { 1 } else { 4 << 10 },
             entropy: rng.next_u64(),
             plant,
             ..LogConfig::new(ShardId(rng.below(3) as u16), segment_bytes, 1 << 20)
@@ -491,6 +499,8 @@ impl World {
                 self.idle()?;
             }
             85 => self.lend_a_file()?,
+            87..90 => self.tell_dead()?,
+            90 => self.revoke_dead(),
             86 => {
                 let stalled = self.rng.one_in(2);
                 self.disk.stall(stalled);
@@ -883,6 +893,35 @@ impl World {
         self.append_change(Change::Drop { partition }).map(drop)
     }
 
+    /// Nobody needs some records any more, and older ones are still needed. The newest stays.
+    fn tell_dead(&mut self) -> Outcome<()> {
+        let id = self.pick_partition();
+        let partition = &self.partitions[&id];
+        let below = self.readable_end(partition);
+        let Some((&newest, _)) = partition.batches.range(..below).next_back() else { return Ok(()) };
+        let mut from = self.shard.starts.get(&id).copied().unwrap_or(0);
+        let most = 1 << self.rng.below(9);
+        self.log().dead_begin(PartitionId(id));
+        while from < newest {
+            let start = from + self.rng.below(4);
+            let end = (start + 1 + self.rng.below(most)).min(newest);
+            self.log().dead_push(PartitionId(id), Offset(start), Offset(end));
+            self.summary.dead_ranges += 1;
+            if let Some(partition) = self.partitions.get_mut(&id) {
+                partition.tell_dead(start, end);
+            }
+            from = end.max(start) + 1;
+        }
+        self.log().dead_end();
+        Ok(())
+    }
+
+    /// Somebody wants again what isn't gone yet.
+    fn revoke_dead(&mut self) {
+        let (id, offset) = (self.pick_partition(), self.rng.below(200));
+        self.log().dead_revoke(PartitionId(id), Offset(offset));
+    }
+
     /// A batch whose payload imitates commit groups at block boundaries: no client must get away with that.
     fn imitate(&mut self) -> Outcome<()> {
         if self.rng.one_in(2) {
@@ -1124,18 +1163,21 @@ impl World {
         Ok(())
     }
 
-    /// Whole runs, dense, one after the other, the first reaching `from`, the last ending at `next_offset`.
+    /// Whole runs, one after the other, the first reaching `from`, the last ending at `next_offset`; dense but for what is dead.
     fn compare<'a>(&mut self, read: &ReadUnderWay, pieces: impl Iterator<Item = &'a [u8]>) -> Outcome<()> {
         let Some(partition) = self.partitions.get(&read.partition) else { return Ok(()) };
         let mut next = None;
-        let mut compared = 0;
+        let (mut compared, mut gaps) = (0, 0);
         for frame in pieces.flat_map(frames) {
             let frame = frame.map_err(|error| format!("partition {}: {error}", read.partition))?;
             let base = frame.base_offset().0;
             if frame.partition().0 != read.partition {
                 return Err(format!("partition {} was read, partition {} came", read.partition, frame.partition()));
             }
-            if next.map_or(base > read.from, |next| base != next) {
+            let expected = next.unwrap_or(read.from);
+            let is_over_a_gap = base > expected && partition.may_be_gone(expected, base);
+            gaps += u64::from(is_over_a_gap);
+            if next.map_or(base > expected, |next| base != next) && !is_over_a_gap {
                 return Err(format!("partition {} from {}: offset {base} follows {next:?}", read.partition, read.from));
             }
             partition.compare(&frame).map_err(|wrong| format!("partition {}: {wrong}", read.partition))?;
@@ -1143,6 +1185,7 @@ impl World {
             compared += 1;
         }
         self.summary.frames_compared += compared;
+        self.summary.gaps_read += gaps;
         if next.is_some_and(|next| next != read.next_offset) {
             return Err(format!("partition {} from {}: ends at {next:?}, announced {}", read.partition, read.from, read.next_offset));
         }
@@ -1152,7 +1195,8 @@ impl World {
     fn look_up_time(&mut self) -> Outcome<()> {
         let Some((id, at, below)) = self.pick_read() else { return Ok(()) };
         let partition = &self.partitions[&id];
-        let Some((_, batch)) = partition.batches.range(..=at).next_back() else { return Ok(()) };
+        let found = partition.batches.range(..=at).next_back().filter(|(base, _)| !partition.dead.contains(base));
+        let Some((_, batch)) = found else { return Ok(()) };
         let wanted = batch.timestamp_ms - self.rng.below(3) as i64;
         for _ in 0..PATIENCE_STEPS {
             let failed = self.footers_failed;
@@ -1177,8 +1221,12 @@ impl World {
         let partition = &self.partitions[&id];
         let bases: Vec<u64> = frames(&bytes).flatten().map(|frame| frame.base_offset().0).collect();
         let young = |base: &u64| partition.batches.get(base).is_some_and(|batch| batch.timestamp_ms >= wanted);
+        let is_kept = |base: &u64| !partition.dead.contains(base);
         let Some(&first) = bases.first() else { return Err("a run without frames".to_owned()) };
-        let earlier = partition.batches.range(partition.applied_start..first.max(partition.applied_start)).find(|(base, _)| young(base));
+        let earlier = partition
+            .batches
+            .range(partition.applied_start..first.max(partition.applied_start))
+            .find(|(base, _)| young(base) && is_kept(base));
         if let Some((base, _)) = earlier {
             return Err(format!("partition {id}: offset {base} is as young as {wanted}, {first} was found"));
         }
@@ -1237,6 +1285,7 @@ impl World {
             self.summary.segments_rolled += counters.segments_rolled;
             self.summary.segments_released += counters.segments_released;
             self.summary.segments_cleaned += counters.segments_cleaned;
+            self.summary.bytes_dropped += counters.bytes_dropped;
         }
         self.say(|| format!("CRASH, power {power}; appended {} written {} flushed {}", self.appended, self.written, self.flushed));
         self.summary.crashes += 1;

@@ -167,6 +167,12 @@ impl Collector for Scrape {
             shard.log.segments_cleaned
         })?;
         out.shards(cores, "cleaned_bytes", "Bytes the cleaner has copied", MetricType::Counter, |shard| shard.log.bytes_cleaned)?;
+        out.shards(cores, "dead_bytes", "Bytes that all queues have settled and that wait to be freed", MetricType::Gauge, |shard| {
+            shard.dead_bytes
+        })?;
+        out.shards(cores, "dropped_bytes", "Bytes freed from between records that stay", MetricType::Counter, |shard| {
+            shard.log.bytes_dropped
+        })?;
         out.shards(cores, "corrupt_frames", "Stored frames found damaged on reading", MetricType::Counter, |shard| {
             shard.log.corrupt_frames
         })?;

@@ -139,7 +139,7 @@ struct Settings {
     /// Only messages for which this holds, as "TAGS = 'red' AND size > 10"; empty = all
     #[arg(long, value_name = "CONDITION")]
     filter: Option<String>,
-    /// A record of the topic goes when every queue over it has settled it
+    /// A record of the topic goes when every queue over it has settled it, also from between others that stay
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     drop_acked: Option<bool>,
 }

@@ -140,6 +140,7 @@ impl Log {
         if places.active_segment == self.active {
             if let Some(place) = places.places.back_mut() {
                 place.end_offset = run.end_offset();
+                place.records += u64::from(run.record_count);
                 place.bytes += u64::from(extent.len);
                 place.largest_timestamp_ms = place.largest_timestamp_ms.max(run.largest_timestamp_ms);
                 place.append_time_ms = run.append_time_ms;
@@ -151,6 +152,8 @@ impl Log {
                 segment: self.active,
                 base_offset: run.base_offset,
                 end_offset: run.end_offset(),
+                records: u64::from(run.record_count),
+                covered: 0,
                 bytes: u64::from(extent.len),
                 largest_timestamp_ms: run.largest_timestamp_ms,
                 append_time_ms: run.append_time_ms,

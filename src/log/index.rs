@@ -261,8 +261,12 @@ pub struct Place {
     pub segment: u64,
     /// First offset.
     pub base_offset: u64,
-    /// Offset after the last.
+    /// Offset after the last. No other place has offsets between the two; this one need not have all of them.
     pub end_offset: u64,
+    /// Records.
+    pub records: u64,
+    /// Offsets that are said to be dead.
+    pub covered: u64,
     /// Bytes of frames.
     pub bytes: u64,
     /// Largest record time, ms.
@@ -278,10 +282,22 @@ impl Place {
             segment,
             base_offset: entry.base_offset,
             end_offset: entry.end_offset,
+            records: entry.end_offset - entry.base_offset,
+            covered: 0,
             bytes: entry.bytes,
             largest_timestamp_ms: entry.largest_timestamp_ms,
             append_time_ms: entry.append_time_ms,
         }
+    }
+
+    /// `next` follows in the same segment.
+    fn join(&mut self, next: &Place) {
+        self.end_offset = next.end_offset;
+        self.records += next.records;
+        self.covered += next.covered;
+        self.bytes += next.bytes;
+        self.largest_timestamp_ms = self.largest_timestamp_ms.max(next.largest_timestamp_ms);
+        self.append_time_ms = self.append_time_ms.max(next.append_time_ms);
     }
 }
 
@@ -313,13 +329,39 @@ impl PartitionPlaces {
         self.places.insert(at, place);
     }
 
-    /// Takes out every place in `segment`.
-    pub fn remove_segment(&mut self, segment: u64) {
-        let bytes = &mut self.bytes;
+    /// The same, when no place is missing that belongs between it and the one before: those of one segment are one.
+    pub fn insert_joined(&mut self, place: Place) {
+        let at = self.places.partition_point(|p| p.base_offset < place.base_offset);
+        match at.checked_sub(1).and_then(|before| self.places.get_mut(before)).filter(|before| before.segment == place.segment) {
+            Some(before) => {
+                self.bytes += place.bytes;
+                before.join(&place);
+            }
+            None => self.insert(place),
+        }
+    }
+
+    /// Places of one segment with nothing of another between them become one.
+    pub fn join(&mut self) {
+        let mut joined: VecDeque<Place> = VecDeque::new();
+        for place in self.places.drain(..) {
+            match joined.back_mut() {
+                Some(last) if last.segment == place.segment => last.join(&place),
+                _ => joined.push_back(place),
+            }
+        }
+        joined.shrink_to_fit();
+        self.places = joined;
+    }
+
+    /// Takes out every place in `segments`.
+    pub fn remove_segments(&mut self, segments: &[u64]) {
+        let mut removed = 0;
         self.places.retain(|place| {
-            let stays = place.segment != segment;
-            *bytes -= if stays { 0 } else { place.bytes };
+            let stays = !segments.contains(&place.segment);
+            removed += if stays { 0 } else { place.bytes };
             stays
         });
+        self.bytes -= removed;
     }
 }

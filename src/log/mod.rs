@@ -12,6 +12,7 @@
 mod append;
 mod cleaner;
 mod commit;
+mod dead;
 pub mod format;
 mod index;
 mod read;
@@ -37,6 +38,7 @@ pub use recovery::{OpenError, Opened, RecoveryReport};
 use append::{OpenGroup, TailChunk};
 use cleaner::Cleaner;
 use commit::CommitQueue;
+use dead::DeadRanges;
 use format::LogPoint;
 use index::{FooterCache, PartitionPlaces, Place, RunIndex};
 use read::Reads;
@@ -77,8 +79,14 @@ pub struct LogConfig {
     pub read_bytes_max: usize,
     /// A sealed segment that mixes partitions is rewritten when it is older than this.
     pub clean_mixed_after_ms: i64,
+    /// The cleaner looks for work so often.
+    pub clean_check_us: u64,
     /// Bytes the cleaner copies per second, at most.
     pub clean_bytes_per_second: u64,
+    /// Dead frames inside a run are left out from so many bytes on: each such place costs an entry in the footer and its directory.
+    pub hole_bytes_min: u32,
+    /// Ranges of dead records remembered, 16 bytes each; who has more tells them in turns.
+    pub dead_ranges_max: usize,
     /// Random; seeds the salts of new segments.
     pub entropy: u64,
     /// `ringmain log repair`: a damaged group is cut off with everything behind it, acknowledged or not.
@@ -109,7 +117,10 @@ impl LogConfig {
             flush_after_bytes: 4 << 20,
             read_bytes_max: (memory_bytes / 4).max(256 << 10),
             clean_mixed_after_ms: 600_000,
+            clean_check_us: 1_000_000,
             clean_bytes_per_second: 64 << 20,
+            hole_bytes_min: 4 << 10,
+            dead_ranges_max: 65_536,
             entropy: 0,
             accept_loss: false,
             plant: None,
@@ -253,6 +264,8 @@ pub struct LogCounters {
     pub segments_cleaned: u64,
     /// Bytes the cleaner has copied.
     pub bytes_cleaned: u64,
+    /// Bytes of frames that were left out because their records are dead.
+    pub bytes_dropped: u64,
     /// Reads answered from the tail cache.
     pub reads_hot: u64,
     /// Reads answered from the device.
@@ -315,6 +328,7 @@ pub struct Log {
     footers: FooterCache,
     reads: Reads,
     cleaner: Cleaner,
+    dead: DeadRanges,
     checkpoint: LogPoint,
     /// The newest checkpoint that recovery is sure to find.
     anchored: LogPoint,

@@ -17,7 +17,7 @@ use super::format::{
     COMMIT_HEADER_BYTES, CommitHeader, DATA_START, DIRECTORY_ENTRY_BYTES, EpochEnd, LOG_RECORD_FLAG, LogPoint, LogRecord, Run, SealBlock,
     SegmentHeader, SegmentKind, block_up, read_directory, seed,
 };
-use super::index::{Footer, FooterCache, Place, RunIndex};
+use super::index::{Footer, FooterCache, PartitionPlaces, Place, RunIndex};
 use super::segment::{Next, Segment, State};
 use super::{Log, LogConfig, LogCounters, Plant, Replay, Stop};
 
@@ -399,6 +399,7 @@ impl Log {
             footers: FooterCache::new(config.footer_cache_bytes),
             reads: Default::default(),
             cleaner: Default::default(),
+            dead: Default::default(),
             checkpoint,
             anchored: checkpoint,
             note: None,
@@ -428,6 +429,7 @@ impl Log {
             let segment = log.recovered_segment(volume, found, indexes.remove(number), now, &mut report)?;
             log.segments.insert(*number, segment);
         }
+        log.partitions.iter_mut().for_each(PartitionPlaces::join);
         log.open_epoch(volume, &found, &live, newest_epoch, good)?;
         if config.accept_loss {
             // Scanned all the same, so it counts as unsealed from now on, and gets another footer.
@@ -469,6 +471,8 @@ impl Log {
             last_group_crc: 0,
             end_position: DATA_START,
             live_bytes: 0,
+            dead_bytes: 0,
+            passed_over_bytes: 0,
             sealed_ms: now.wall_ms,
             partition_count: 0,
             leases: 0,

@@ -22,8 +22,12 @@ pub(super) struct Segment {
     pub last_group_crc: u32,
     /// The byte after the last group or frame.
     pub end_position: u32,
-    /// Bytes of frames not known to be dead.
+    /// Bytes of frames above their partitions' starts.
     pub live_bytes: u64,
+    /// Of them, those that are dead all the same, as far as known.
+    pub dead_bytes: u64,
+    /// What was alive when the cleaner found that it isn't worth its while; 0 = it hasn't.
+    pub passed_over_bytes: u64,
     /// When it was sealed, ms since the Unix epoch (at recovery: when it was read).
     pub sealed_ms: i64,
     /// Partitions with frames in it.
@@ -61,6 +65,10 @@ pub(super) enum Next {
 pub(super) struct PendingSwap {
     pub sequence: u64,
     pub sources: Vec<u64>,
+    /// Partitions with places in the sources.
+    pub partitions: Vec<u32>,
+    /// Of dead frames that are left out.
+    pub dropped_bytes: u64,
     /// Filled by the cleaner: complete on disk, not yet in use.
     pub stores: Vec<(Segment, super::index::Footer)>,
 }
@@ -73,6 +81,11 @@ const RETRY_US: u64 = 250_000;
 impl Segment {
     pub fn is_sealed(&self) -> bool {
         matches!(self.state, State::Sealed { .. })
+    }
+
+    /// Bytes of frames not known to be dead.
+    pub fn alive_bytes(&self) -> u64 {
+        self.live_bytes - self.dead_bytes
     }
 }
 
@@ -139,6 +152,8 @@ impl Log {
             last_group_crc: self.previous_crc,
             end_position: super::format::DATA_START,
             live_bytes: 0,
+            dead_bytes: 0,
+            passed_over_bytes: 0,
             sealed_ms: 0,
             partition_count: 0,
             leases: 0,
@@ -381,6 +396,7 @@ impl Log {
             }
             if let Some(segment) = self.segments.get_mut(&first.segment) {
                 segment.live_bytes = segment.live_bytes.saturating_sub(first.bytes);
+                segment.dead_bytes = segment.dead_bytes.saturating_sub(first.dead_bytes());
             }
         }
         self.retire_dead_segments();
@@ -388,6 +404,7 @@ impl Log {
 
     /// Everything of `partition` is dead.
     pub fn drop_partition(&mut self, partition: PartitionId) {
+        self.forget_dead(partition);
         self.truncate_before(partition, Offset(u64::MAX));
     }
 
@@ -402,40 +419,39 @@ impl Log {
         if self.fence.is_some() || self.stop != Stop::No {
             return;
         }
-        let dead = |s: &Segment| s.live_bytes == 0 && s.is_sealed() && (s.kind == SegmentKind::Store || s.number < self.anchored.segment);
+        let dead =
+            |s: &Segment| s.alive_bytes() == 0 && s.is_sealed() && (s.kind == SegmentKind::Store || s.number < self.anchored.segment);
         let swapped = |number: u64| self.swaps.iter().any(|swap| swap.sources.contains(&number));
         let sources: Vec<u64> =
             self.segments.values().filter(|s| dead(s) && !swapped(s.number) && !self.cleaner.uses(s.number)).map(|s| s.number).collect();
         if !sources.is_empty() {
-            self.log_swap(sources, Vec::new());
+            // What is below its partition's start has no place any more; what is dead above it has.
+            let holds = |partition: &u32| {
+                self.partitions.get(*partition as usize).is_some_and(|p| p.places.iter().any(|place| sources.contains(&place.segment)))
+            };
+            let partitions = self.dead.partitions().filter(holds).collect();
+            let dropped_bytes = sources.iter().filter_map(|number| self.segments.get(number)).map(|segment| segment.dead_bytes).sum();
+            self.log_swap(PendingSwap { sequence: 0, sources, partitions, dropped_bytes, stores: Vec::new() });
         }
     }
 
-    /// Appends a swap record. `Some` = there was no room: the stores come back, nothing has changed.
-    pub(super) fn log_swap(
-        &mut self,
-        sources: Vec<u64>,
-        stores: Vec<(Segment, super::index::Footer)>,
-    ) -> Option<Vec<(Segment, super::index::Footer)>> {
-        let record = LogRecord::Swap { sources: sources.clone(), stores: stores.iter().map(|(s, _)| s.number).collect() };
-        let Ok(appended) = self.append_log_record(&record) else { return Some(stores) };
-        self.swaps.push_back(PendingSwap { sequence: appended.sequence, sources, stores });
+    /// Appends a swap record; the sequence is still to be given. False = there was no room: nothing has changed.
+    pub(super) fn log_swap(&mut self, swap: PendingSwap) -> bool {
+        let record = LogRecord::Swap { sources: swap.sources.clone(), stores: swap.stores.iter().map(|(s, _)| s.number).collect() };
+        let Ok(appended) = self.append_log_record(&record) else { return false };
+        self.swaps.push_back(PendingSwap { sequence: appended.sequence, ..swap });
         if self.config.plant == Some(Plant::RecycleEarly) {
             self.apply_swaps(u64::MAX);
         }
-        None
+        true
     }
 
     /// Makes swaps effective whose records are flushed.
     pub(super) fn apply_swaps(&mut self, flushed: u64) {
         while let Some(swap) = self.swaps.pop_front_if(|swap| swap.sequence <= flushed) {
-            // Whatever was alive in the sources is in the stores, so their directories name every place to move.
-            let moved = swap.stores.iter().flat_map(|(_, footer)| footer.directory.iter().map(|entry| entry.partition as usize));
-            for partition in moved {
-                for &source in &swap.sources {
-                    if let Some(places) = self.partitions.get_mut(partition) {
-                        places.remove_segment(source);
-                    }
+            for &partition in &swap.partitions {
+                if let Some(places) = self.partitions.get_mut(partition as usize) {
+                    places.remove_segments(&swap.sources);
                 }
             }
             for &source in &swap.sources {
@@ -449,6 +465,7 @@ impl Log {
                 self.footers.insert(store.number, footer);
                 self.segments.insert(store.number, store);
             }
+            self.counters.bytes_dropped += swap.dropped_bytes;
             self.release_dying();
         }
     }
@@ -460,7 +477,7 @@ impl Log {
             let places = self.places(PartitionId(entry.partition));
             // What was truncated while the cleaner copied stays dead.
             if place.end_offset > places.start_offset {
-                places.insert(place);
+                places.insert_joined(place);
                 store.live_bytes += place.bytes;
             }
         }

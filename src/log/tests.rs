@@ -44,6 +44,7 @@ fn config() -> LogConfig {
         tail_cache_bytes: 256 << 10,
         clean_mixed_after_ms: 0,
         clean_bytes_per_second: 1 << 40,
+        hole_bytes_min: 1,
         entropy: 7,
         ..LogConfig::new(ShardId(0), SEGMENT, 1 << 20)
     }
@@ -267,6 +268,156 @@ fn mixed_segments_are_clustered_and_nothing_is_lost() {
     for partition in 1..9 {
         assert_eq!(rig.read_all(partition, 0).len() as u64, ends[partition as usize], "partition {partition} after a power cut");
     }
+}
+
+/// What is dead but for these records, told anew.
+fn all_dead_but(rig: &mut Rig, partition: u32, stay: &[u64]) {
+    let (id, mut from) = (PartitionId(partition), 0);
+    rig.log.dead_begin(id);
+    for offset in stay.iter().copied().chain([rig.ends[partition as usize] - 1]) {
+        rig.log.dead_push(id, Offset(from), Offset(offset));
+        from = offset + 1;
+    }
+    rig.log.dead_end();
+}
+
+fn clean(rig: &mut Rig) {
+    for _ in 0..20 {
+        rig.now.monotonic_us += 2_000_000;
+        rig.settle();
+    }
+}
+
+/// Every record that isn't dead, one per frame: wherever a reader begins, it finds the next one.
+fn check_stragglers(rig: &mut Rig, partition: u32, from: u64, stay: &[u64]) {
+    let found = rig.read_all(partition, from);
+    let expected: Vec<u64> = stay.iter().copied().filter(|offset| *offset >= from).collect();
+    let kept: Vec<u64> = found.iter().copied().filter(|offset| expected.contains(offset)).collect();
+    assert_eq!(kept, expected, "partition {partition} from {from}");
+    assert!(found.is_sorted(), "{found:?}");
+}
+
+#[test]
+fn dead_records_are_left_out_and_readers_go_over_the_gaps() {
+    let mut rig = Rig::new();
+    for _ in 0..3_000u32 {
+        rig.append(1, 1, &[b's'; 800]);
+    }
+    let stay: Vec<u64> = (0..2_000).step_by(90).collect();
+    rig.settle();
+    let segments = rig.log.depth().0;
+    all_dead_but(&mut rig, 1, &stay);
+    assert!(rig.log.dead_bytes() > 2_400 * 800, "{}", rig.log.dead_bytes());
+    clean(&mut rig);
+    assert!(rig.log.depth().0 < segments / 3, "{} segments of {segments}", rig.log.depth().0);
+    assert!(rig.log.counters().bytes_dropped > 1_900 * 800, "{:?}", rig.log.counters());
+    // What is stored is what stays, and what only the segment still open and the one before it hold.
+    let stored_bytes = rig.log.partition_bytes(PartitionId(1));
+    assert!(stored_bytes < 700 * 1_000, "{stored_bytes}");
+    assert_eq!(rig.log.bytes_from(PartitionId(1), Offset(0)), stored_bytes);
+    for from in [0, 1, 89, 90, 91, 500, 1_979, 1_980, 1_981, 2_500] {
+        check_stragglers(&mut rig, 1, from, &stay);
+    }
+    // By time, too: the first run with a record so young.
+    let extent = loop {
+        match rig.log.locate_time(PartitionId(1), 1_000, Offset(3_000)) {
+            LocatedTime::Run(extent) => break extent,
+            LocatedTime::Wait { .. } => rig.turn(1_000),
+            LocatedTime::None => panic!("no record of that time"),
+        }
+    };
+    assert_eq!(
+        rig.log.locate(PartitionId(1), Offset(0), Offset(1), 1),
+        Located::Runs { extents: vec![extent], next_offset: Offset(1), bytes: extent.len }
+    );
+    // The same is found again without another round of copying, and nothing is found twice.
+    let (released, cleaned) = (rig.log.counters().segments_released, rig.log.counters().bytes_cleaned);
+    for _ in 0..3 {
+        all_dead_but(&mut rig, 1, &stay);
+        clean(&mut rig);
+    }
+    let more = rig.log.counters().bytes_cleaned - cleaned;
+    assert!(more < 300 << 10, "{more} bytes copied again, {} segments given back", rig.log.counters().segments_released - released);
+    let ends = rig.ends.clone();
+    rig.disk.power_cut();
+    let mut rig = rig.reopen(&mut Collected::default()).unwrap();
+    assert_eq!(rig.log.partition_bytes(PartitionId(1)), stored_bytes);
+    assert_eq!(rig.ends, ends);
+    for from in [0, 1, 1_980, 1_981] {
+        check_stragglers(&mut rig, 1, from, &stay);
+    }
+    let files = rig.disk.list().unwrap();
+    let report = tool::verify_volume(&mut rig.disk, &files).unwrap();
+    assert!(report.damage.is_empty(), "{report:?}");
+    // All of them are settled in the end.
+    all_dead_but(&mut rig, 1, &[]);
+    clean(&mut rig);
+    assert!(rig.log.depth().0 <= 3, "{} segments", rig.log.depth().0);
+}
+
+#[test]
+fn dead_records_among_others_go_frame_by_frame() {
+    for hole_bytes_min in [1, 100 << 10] {
+        let mut rig = Rig::new();
+        rig.config.hole_bytes_min = hole_bytes_min;
+        let mut rig = rig.reopen(&mut Collected::default()).unwrap();
+        for i in 0..6_000u32 {
+            rig.append(1 + i % 3, 1 + i % 2, &[b'f'; 300]);
+        }
+        // Partition 2 is nobody's queue; of 3 all is needed but a few records, which share their frames with others.
+        let stay: Vec<u64> = (0..rig.ends[1]).step_by(10).collect();
+        all_dead_but(&mut rig, 1, &stay);
+        let all: Vec<u64> = (0..rig.ends[3]).filter(|offset| offset % 40 != 1).collect();
+        all_dead_but(&mut rig, 3, &all);
+        clean(&mut rig);
+        check_stragglers(&mut rig, 1, 0, &[]);
+        let (kept, dropped) = (rig.read_all(1, 0), rig.log.counters().bytes_dropped);
+        let holding: Vec<u64> =
+            stay.iter().copied().filter(|offset| kept.contains(offset) || kept.contains(&offset.wrapping_sub(1))).collect();
+        assert_eq!(holding, stay);
+        let whole = rig.ends[2];
+        let records: u64 = rig.read_all(2, 0).len() as u64;
+        assert_eq!(records, 2_000, "partition 2 has {whole} records in as many batches");
+        if hole_bytes_min == 1 {
+            assert!(kept.len() < 700 && dropped > 1_000 * 300, "{} frames of 2,000 are left, {dropped} bytes dropped", kept.len());
+        }
+    }
+}
+
+#[test]
+fn what_is_wanted_again_stays() {
+    let mut rig = Rig::new();
+    for _ in 0..2_000u32 {
+        rig.append(1, 1, &[b'w'; 800]);
+    }
+    rig.settle();
+    all_dead_but(&mut rig, 1, &[]);
+    // Segments without a live record are on their way out already; the others stay whole.
+    rig.settle();
+    let gone = rig.read_all(1, 0)[0];
+    assert!(gone > 1_000, "{gone}");
+    let mut rig = Rig::new();
+    for _ in 0..2_000u32 {
+        rig.append(1, 1, &[b'w'; 800]);
+    }
+    rig.settle();
+    let stay: Vec<u64> = (0..2_000).step_by(100).collect();
+    all_dead_but(&mut rig, 1, &stay);
+    // In the middle of a job.
+    rig.now.monotonic_us += 2_000_000;
+    for _ in 0..4 {
+        rig.turn(100);
+    }
+    assert!(!rig.log.dead_was_used(), "the cleaner is at work");
+    rig.log.dead_revoke(PartitionId(1), Offset(500));
+    clean(&mut rig);
+    assert_eq!(rig.log.dead_bytes(), 0);
+    assert_eq!(rig.read_all(1, 0).len(), 2_000);
+    // Whoever begins behind all that is dead wants nothing of it.
+    all_dead_but(&mut rig, 1, &stay);
+    rig.log.dead_revoke(PartitionId(1), Offset(1_999));
+    clean(&mut rig);
+    assert!(rig.read_all(1, 0).len() < 600);
 }
 
 #[test]

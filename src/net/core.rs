@@ -226,6 +226,8 @@ pub struct ShardSnapshot {
     pub counters: crate::shard::Counters,
     /// Its log's.
     pub log: crate::log::LogCounters,
+    /// Bytes that wait for its log's cleaner.
+    pub dead_bytes: u64,
 }
 
 /// What a core is made of.
@@ -1288,6 +1290,7 @@ impl Core {
             is_fenced: owner.fault().is_some(),
             counters: owner.counters(),
             log: owner.log_counters().clone(),
+            dead_bytes: owner.dead_bytes(),
         });
         let shards = shards.collect();
         let compacted = self.router.catalog().topics().filter(|topic| topic.config.cleanup != Cleanup::Delete);

@@ -220,11 +220,15 @@ impl Shard {
             (self.background.round, self.background.next_round_us) = (None, u64::MAX);
             return;
         }
+        if self.background.round.is_some() && self.dead_step(now) {
+            return;
+        }
         let mut from = match self.background.round {
             Some(from) => from,
             None if now.monotonic_us >= self.background.next_round_us => {
                 self.background.next_round_us = now.monotonic_us + self.background.interval_us;
                 self.background.round_expires = now.monotonic_us >= self.background.next_expiry_us;
+                self.dead_round(now);
                 if self.background.round_expires {
                     self.background.next_expiry_us = now.monotonic_us + EXPIRY_INTERVAL_US;
                 }
@@ -245,26 +249,32 @@ impl Shard {
             if is_limited {
                 self.retain(id, now);
             }
-            if is_read {
-                self.drop_acked(id, now);
-            }
+            let drops = is_read && self.drop_acked(id, now);
             if expires {
                 self.expire_producers(id, now);
             }
             passed += 1;
             examined += usize::from(is_limited || expires || is_read);
             from = PartitionId(id.0 + 1);
+            if drops && self.dead_begin(id) {
+                break Some(from);
+            }
         };
+        if self.background.round.is_none() {
+            self.log.dead_end();
+        }
     }
 
-    /// Logs a new log start if all queues over the partition have settled more, and one of them says that records go then.
-    fn drop_acked(&mut self, id: PartitionId, now: Now) {
-        let Some(floor) = self.queues.dropped_below(id) else { return };
-        let Some(partition) = self.partitions.get(id) else { return };
-        let offset = floor.min(partition.high_watermark);
-        if offset > partition.log_start_logged {
+    /// Logs a new log start if all queues over the partition have settled more, and one of them says that records go then: whether one does.
+    fn drop_acked(&mut self, id: PartitionId, now: Now) -> bool {
+        let Some(floor) = self.queues.dropped_below(id) else { return false };
+        let Some(partition) = self.partitions.get(id) else { return false };
+        let (offset, logged) = (floor.min(partition.readable_end(true)), partition.log_start_logged);
+        // In the log what was settled comes before what it takes away.
+        if offset > logged && self.cursors_are_logged(id, now) {
             self.log_start(id, offset, now);
         }
+        true
     }
 
     fn log_start(&mut self, id: PartitionId, offset: Offset, now: Now) {

@@ -68,6 +68,7 @@ use group::serve::LoggedCommit;
 use participant::ParkedBatches;
 use partition::{NONE, Partition, PartitionTable};
 use queue::QueueTable;
+use queue::dead::DeadSearch;
 use queue::persist::SavedCursors;
 use read::{FooterWait, ReadFor};
 use recovery::Recovery;
@@ -316,6 +317,7 @@ pub struct Shard {
     next_ask: u64,
 
     background: Background,
+    dead_search: DeadSearch,
     counters: Counters,
 }
 
@@ -381,6 +383,7 @@ impl Shard {
             waits: Waits::default(),
             watches: Watches::default(),
             background: Background::new(&config, now),
+            dead_search: DeadSearch::default(),
             config,
             written: log.written(),
             flushed,
@@ -666,6 +669,11 @@ impl Shard {
     /// What its log counted.
     pub fn log_counters(&self) -> &log::LogCounters {
         self.log.counters()
+    }
+
+    /// Bytes of records that every queue has settled, above one that stays, and that are still stored.
+    pub fn dead_bytes(&self) -> u64 {
+        self.log.dead_bytes()
     }
 
     /// Why it refuses writes, if it does.

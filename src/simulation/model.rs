@@ -36,12 +36,14 @@ pub struct Partition {
     pub end: u64,
     /// Everything below has been truncated in this life of the log.
     pub applied_start: u64,
+    /// Batches that may be gone: somebody has said that nobody needs them.
+    pub dead: BTreeSet<u64>,
 }
 
 impl Partition {
     /// An empty one.
     pub fn new(durability: Durability) -> Partition {
-        Partition { durability, batches: BTreeMap::new(), end: 0, applied_start: 0 }
+        Partition { durability, batches: BTreeMap::new(), end: 0, applied_start: 0, dead: BTreeSet::new() }
     }
 
     /// Offset after the last record of a group up to `sequence`.
@@ -54,6 +56,19 @@ impl Partition {
     pub fn cut(&mut self, sequence: u64) {
         self.batches.retain(|_, batch| batch.sequence <= sequence);
         self.end = self.end_at(sequence);
+        drop(self.dead.split_off(&self.end));
+    }
+
+    /// Nobody needs `start..end`: batches that lie in it as a whole may go.
+    pub fn tell_dead(&mut self, start: u64, end: u64) {
+        let within = self.batches.range(start..end.max(start)).filter(|(base, batch)| *base + batch.record_count <= end);
+        self.dead.extend(within.map(|(base, _)| *base));
+    }
+
+    /// Whether nothing between the batch that `from` is in and the one that begins at `base` has to be there.
+    pub fn may_be_gone(&self, from: u64, base: u64) -> bool {
+        let first = self.batches.range(..=from).next_back().map_or(from, |(first, _)| *first);
+        self.batches.range(first..base).all(|(base, _)| self.dead.contains(base))
     }
 
     /// Whether a stored frame is what was appended at its offset; else what is wrong.

@@ -17,5 +17,6 @@ mod queue_memory;
 mod roundtrip;
 mod simulation;
 mod sink;
+mod stragglers;
 mod tidy;
 mod transaction;

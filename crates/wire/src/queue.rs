@@ -104,7 +104,7 @@ impl Backoff {
 pub struct QueueConfig {
     /// A new queue begins with what its topic has stored; else with what comes after its creation.
     pub from_beginning: bool,
-    /// A record of the topic goes when every queue over it has settled it.
+    /// A record of the topic goes when every queue over it has settled it, also from between others that stay: offsets then have gaps.
     pub drop_acked: bool,
     /// A message not settled so long after its delivery comes back.
     pub ack_timeout_ms: u64,

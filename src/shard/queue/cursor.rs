@@ -446,6 +446,12 @@ impl Cursor {
         self.settled.floor()
     }
 
+    /// The first settled offset at or above `from`, and the first after it that isn't settled.
+    pub fn settled_run(&self, from: u64) -> Option<(u64, u64)> {
+        let first = self.settled.next_member(from)?;
+        Some((first, self.settled.next_gap(first)))
+    }
+
     /// The next offset that the feeder is to show.
     pub fn next(&self) -> u64 {
         self.next

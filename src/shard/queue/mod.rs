@@ -13,6 +13,7 @@
 //! | `cursor` | one queue in one partition: the states of its messages |
 //! | `settled`, `calendar` | what is settled; what waits for its time |
 //! | `ranges`, `packed` | ranges, sets and maps of messages |
+//! | `dead` | records that every queue has settled, for the log to leave out |
 //! | `staged` | acknowledgements in transactions |
 //! | `feed`, `spots` | records out of stored frames; where they were |
 //! | `expiry` | messages that expire while nobody receives |
@@ -28,6 +29,7 @@
 mod calendar;
 pub mod catalog;
 pub mod cursor;
+pub mod dead;
 mod expiry;
 pub mod feed;
 pub mod filter;

@@ -179,6 +179,7 @@ impl Shard {
                     slot.idle.used(now);
                 }
                 self.queues.mark_dirty(index);
+                self.keep_what_is_acked(PartitionId(place.partition));
             }
         }
         self.add_cursors(queue, partitions, piece.config.from_beginning, now);
@@ -221,6 +222,7 @@ impl Shard {
                     self.queues.insert(id, queue, cursor, true);
                 }
                 None => {
+                    self.log.dead_revoke(id, Offset(begin));
                     self.queues.insert(id, queue, Cursor::new(config.clone(), begin), false);
                     self.log_new_head(id, queue, now);
                 }
@@ -265,6 +267,7 @@ impl Shard {
             partition.has_queues = false;
         }
         self.set_dedup_window(partition);
+        self.keep_what_is_acked(partition);
     }
 
     // ---- requests -------------------------------------------------------------------------------------
@@ -431,6 +434,7 @@ impl Shard {
                 slot.is_head_logged = false;
                 slot.leaving = 0;
                 slot.cursor.count_later(origin, offset - log_start);
+                self.log.dead_revoke(request.partition, Offset(*offset));
                 None
             }
             QueueCall::DeliverNow { offset } | QueueCall::Cancel { offset } => {
@@ -682,6 +686,14 @@ impl Shard {
             self.deferred.push_back((sequence, Deferred::Queue(Box::new(logged))));
         }
         true
+    }
+
+    /// Logs whatever of a cursor isn't logged yet. False = there is no room now.
+    pub(super) fn log_cursor(&mut self, index: u32, now: Now) -> bool {
+        let Some(mut slot) = self.queues.slots.get_mut(index as usize).and_then(Option::take) else { return true };
+        let is_logged = (slot.is_head_logged || self.log_head(&mut slot, now)) && self.log_settled(index, &mut slot, now);
+        self.queues.slots[index as usize] = Some(slot);
+        is_logged
     }
 
     fn answer_settled(&mut self, logged: &Logged) {

@@ -125,48 +125,56 @@ macro_rules! queue_transport {
                 max: u32,
             ) -> Result<Vec<Peeked>, RequestError> {
                 let map = self.queue_map(name) $($awaited)*?;
-                let QueueAnswer::Unsettled(unsettled) =
-                    self.ask_queue(&map, partition_index, QueueCall::ListUnsettled { from, max }) $($awaited)*?
-                else {
-                    return Err(CallError::UnexpectedAnswer { op: Op::Queue }.into());
-                };
-                let mut wanted: VecDeque<(u64, u32)> = unsettled.into();
-                let mut peeked = Vec::with_capacity(wanted.len());
-                let Some((first, _)) = wanted.front().copied() else { return Ok(peeked) };
-                let config = ConsumerConfig {
-                    from: StartFrom::Offset(first),
-                    partitions: Some(vec![partition_index]),
-                    out_of_range: OutOfRange::Beginning,
-                    fetch_ahead_bytes: 1 << 20,
-                    fetches_ahead: 1,
-                    ..ConsumerConfig::default()
-                };
-                let mut consumer = self.consumer(&map.topic, config) $($awaited)*?;
-                while let Some((next, _)) = wanted.front().copied() {
-                    let Some(batch) = consumer.poll(PEEK_PATIENCE) $($awaited)*? else { break };
-                    for record in batch.records() {
-                        // What retention or a cleaner has taken meanwhile is passed over.
-                        while wanted.front().is_some_and(|(offset, _)| *offset < record.offset) {
-                            wanted.pop_front();
+                let (mut from, mut peeked) = (from, Vec::new());
+                loop {
+                    let left = max - peeked.len() as u32;
+                    let QueueAnswer::Unsettled(unsettled) =
+                        self.ask_queue(&map, partition_index, QueueCall::ListUnsettled { from, max: left }) $($awaited)*?
+                    else {
+                        return Err(CallError::UnexpectedAnswer { op: Op::Queue }.into());
+                    };
+                    let mut wanted: VecDeque<(u64, u32)> = unsettled.into();
+                    let is_all = wanted.len() < left as usize;
+                    let (Some((first, _)), Some((last, _))) = (wanted.front().copied(), wanted.back().copied()) else { return Ok(peeked) };
+                    let config = ConsumerConfig {
+                        from: StartFrom::Offset(first),
+                        partitions: Some(vec![partition_index]),
+                        out_of_range: OutOfRange::Beginning,
+                        fetch_ahead_bytes: 1 << 20,
+                        fetches_ahead: 1,
+                        ..ConsumerConfig::default()
+                    };
+                    let mut consumer = self.consumer(&map.topic, config) $($awaited)*?;
+                    from = last + 1;
+                    while let Some((next, _)) = wanted.front().copied() {
+                        let Some(batch) = consumer.poll(PEEK_PATIENCE) $($awaited)*? else { return Ok(peeked) };
+                        for record in batch.records() {
+                            // What retention or a cleaner has taken is passed over, also where that is more than was asked for.
+                            while wanted.front().is_some_and(|(offset, _)| *offset < record.offset) {
+                                wanted.pop_front();
+                                from = from.max(if wanted.is_empty() { record.offset } else { 0 });
+                            }
+                            if let Some((offset, deliveries)) = wanted.pop_front_if(|(offset, _)| *offset == record.offset) {
+                                peeked.push(Peeked {
+                                    partition_index,
+                                    offset,
+                                    deliveries,
+                                    timestamp_ms: record.timestamp_ms,
+                                    key: record.key.map(<[u8]>::to_vec),
+                                    value: record.value.map(<[u8]>::to_vec),
+                                    headers: record.headers.to_vec(),
+                                });
+                            }
                         }
-                        if let Some((offset, deliveries)) = wanted.pop_front_if(|(offset, _)| *offset == record.offset) {
-                            peeked.push(Peeked {
-                                partition_index,
-                                offset,
-                                deliveries,
-                                timestamp_ms: record.timestamp_ms,
-                                key: record.key.map(<[u8]>::to_vec),
-                                value: record.value.map(<[u8]>::to_vec),
-                                headers: record.headers.to_vec(),
-                            });
+                        let far = wanted.front().map(|(offset, _)| *offset).filter(|offset| *offset > next + PEEK_SKIP);
+                        if let Some(offset) = far.filter(|offset| *offset > batch.next_offset()) {
+                            consumer.seek(partition_index, offset)?;
                         }
                     }
-                    let far = wanted.front().map(|(offset, _)| *offset).filter(|offset| *offset > next + PEEK_SKIP);
-                    if let Some(offset) = far.filter(|offset| *offset > batch.next_offset()) {
-                        consumer.seek(partition_index, offset)?;
+                    if is_all || peeked.len() >= max as usize {
+                        return Ok(peeked);
                     }
                 }
-                Ok(peeked)
             }
 
             /// A producer of the queue's topic; [`Outgoing`] makes its records. Errors: `UnknownQueue`, `Connection`, `Broker`.
