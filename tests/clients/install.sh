@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Gets the clients of the field that tests/it/kafka drives, newest versions, from public package registries, into DIRECTORY
-# (default target/clients): kcat (Debian), confluent-kafka and kafka-python (PyPI), Kafka's own command-line tools (Maven
+# (default target/clients): kcat (Debian), confluent-kafka and kafka-python (PyPI), Kafka's own command-line tools and Kafka Streams (Maven
 # Central, with a JDK from Debian if there is none), a program on the rdkafka crate (crates.io), kafkajs (npm); and for the sink OpenSearch
 # (Maven Central; the last version for a JDK of Debian's stable release). What is there already is not fetched again; the tests
 # call this by themselves. Prints one line per client, and what went wrong for one that is missing.
@@ -44,15 +44,16 @@ java_() {
     { command -v java && command -v javac; } >/dev/null || debian default-jdk-headless || return
     command -v python3 >/dev/null || debian python3 || return
     local to=$into/java
-    if [ ! -e "$to/complete-$KAFKA" ]; then
+    if [ ! -e "$to/complete-$KAFKA-streams" ]; then
         rm -rf "$to" && mkdir -p "$to"
         python3 "$here/maven.py" "$to" "org.apache.kafka:kafka_2.13:$KAFKA" "org.apache.kafka:kafka-tools:$KAFKA" \
-            org.slf4j:slf4j-simple:1.7.36 || return
+            "org.apache.kafka:kafka-streams:$KAFKA" org.slf4j:slf4j-simple:1.7.36 || return
     fi
-    if [ ! "$to/Check.class" -nt "$here/Check.java" ]; then
-        javac -d "$to" -cp "$to/*" "$here/Check.java" || return
-    fi
-    touch "$to/complete-$KAFKA"
+    local program
+    for program in Check Streams; do
+        [ "$to/$program.class" -nt "$here/$program.java" ] || javac -d "$to" -cp "$to/*" "$here/$program.java" || return
+    done
+    touch "$to/complete-$KAFKA-streams"
 }
 
 # The engine and its door, without the tools around them. Its description doesn't name the logging that it can't do without.

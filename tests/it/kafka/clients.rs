@@ -70,7 +70,7 @@ impl Clients {
         command
     }
 
-    /// One of Kafka's command-line tools, or `Check`, the program of `tests/clients`.
+    /// One of Kafka's command-line tools, or `Check` or `Streams`, the programs of `tests/clients`.
     pub fn java(&self, class: &str) -> Command {
         let mut command = Command::new("java");
         // Short lives: no second compiler, no parallel collector.

@@ -82,6 +82,16 @@ fn kills_under_transactions() {
     kill_under(&mut broker, &mut running);
 }
 
+/// Two threads of Kafka Streams: transactions over several topics, offsets in them, a changelog that is read again after a rebalance.
+#[test]
+fn kills_under_kafka_streams() {
+    let Some(clients) = clients() else { return };
+    let mut broker = lasting_broker("kafka-kills-streams");
+    let address = broker.kafka();
+    let mut running = [("streams", start(clients.java("Streams").arg(&address)))];
+    kill_under(&mut broker, &mut running);
+}
+
 #[test]
 fn client_and_broker_die_in_a_transaction() {
     let Some(clients) = clients() else { return };
