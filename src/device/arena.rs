@@ -191,6 +191,13 @@ impl Slice {
         Slice { owner: self.owner.clone(), start, len: range.len() }
     }
 
+    /// A copy of all their bytes, one after the other.
+    pub fn concat(slices: &[Slice]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(slices.iter().map(|slice| slice.len).sum());
+        slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
+        bytes
+    }
+
     /// What the arena charges for the memory that it keeps, bytes.
     pub fn charged_bytes(&self) -> usize {
         self.owner.bytes

@@ -2,7 +2,7 @@
 
 use ringmain_wire::ShardId;
 
-use crate::device::{Completion, Disk, Token};
+use crate::device::{Completion, Disk, Slice, Token};
 use crate::request::{Extent, FetchData, Now, Origin, Reply, Request};
 use crate::shard::{Busy, Catalog, CatalogChange, Shard, ShardEvent};
 
@@ -219,7 +219,7 @@ impl Shards {
             FetchData::Owned(frames) => Some(frames),
             FetchData::Blocks { extents, blocks } => {
                 self.release_extents(shard, &extents);
-                Some(blocks.iter().flat_map(|block| block.iter().copied()).collect())
+                Some(Slice::concat(&blocks))
             }
             FetchData::Extents(extents) => {
                 let mut frames = Vec::with_capacity(extents.iter().map(|extent| extent.len as usize).sum());

@@ -1019,8 +1019,13 @@ impl Shard {
             slot.is_reading = false;
             match result {
                 Ok(slices) => {
-                    let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
-                    let piece = Piece { bytes, walker: Walker::default(), from: read.from, until: read.until, asked: Some(read.from) };
+                    let piece = Piece {
+                        bytes: Slice::concat(&slices),
+                        walker: Walker::default(),
+                        from: read.from,
+                        until: read.until,
+                        asked: Some(read.from),
+                    };
                     if read.is_feed {
                         (slot.feed, slot.feed_place) = (piece, None);
                     } else {
