@@ -363,9 +363,9 @@ mod tests {
                     assert_eq!(map.insert(offset, value), naive.insert(offset, value));
                 } else if value == 2 {
                     let wanted = 0x5555_0f0f_3333_ffff_u64.rotate_left(start as u32);
-                    let is_gone = |at: u64, of: u8| at >> PIECE_BITS == offset >> PIECE_BITS && wanted >> (at & PIECE_MASK) & 1 == 1 && of % 2 == 0;
+                    let is_gone = |at: u64, of: u8| at >> PIECE_BITS == offset >> PIECE_BITS && wanted >> (at & PIECE_MASK) & 1 == 1 && of.is_multiple_of(2);
                     let gone = naive.iter().filter(|(at, of)| is_gone(**at, **of)).fold(0, |gone, (at, _)| gone | 1 << (at & PIECE_MASK));
-                    assert_eq!(map.remove_bits(offset >> PIECE_BITS, wanted, |of| of % 2 == 0), gone);
+                    assert_eq!(map.remove_bits(offset >> PIECE_BITS, wanted, |of| of.is_multiple_of(2)), gone);
                     naive.retain(|at, of| !is_gone(*at, *of));
                 } else {
                     assert_eq!(map.remove(offset), naive.remove(&offset));
