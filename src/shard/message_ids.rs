@@ -129,10 +129,13 @@ impl MessageIds {
         }
     }
 
-    /// Replay: part of a checkpoint.
+    /// Replay: part of a checkpoint, which begins with the oldest that is remembered. Who knows those behind it keeps them: the checkpoint
+    /// may not come to its end.
     pub fn restore(&mut self, piece: &KnownIdsPiece) {
-        if piece.is_first {
-            *self = MessageIds { announced: self.announced.take(), ..MessageIds::default() };
+        if let (true, Some(oldest)) = (piece.is_first, piece.ids.first()) {
+            while self.order.front().is_some_and(|entry| entry.time_ms < oldest.time_ms) {
+                self.forget_oldest();
+            }
         }
         piece.ids.iter().for_each(|it| self.insert(&it.id, it.offset, it.time_ms));
     }

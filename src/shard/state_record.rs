@@ -195,9 +195,9 @@ pub struct MessageIdsPiece {
 pub struct KnownIdsPiece {
     /// Where.
     pub partition: u32,
-    /// What was said before is void.
+    /// Nothing older is remembered.
     pub is_first: bool,
-    /// They.
+    /// They, oldest first.
     pub ids: Vec<MessageIdPiece>,
 }
 

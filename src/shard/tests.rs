@@ -1544,6 +1544,20 @@ fn log_start_moves_only_when_durable() {
 
 // ---- records and tables -------------------------------------------------------------------------------
 
+#[test]
+fn a_checkpoint_that_is_cut_takes_no_message_ids() {
+    let mut known = message_ids::MessageIds::default();
+    let id = |n: u8| state_record::MessageIdPiece { id: vec![n], offset: n.into(), time_ms: n.into() };
+    let mut restore = |ids: std::ops::Range<u8>| {
+        known.restore(&state_record::KnownIdsPiece { partition: 1, is_first: true, ids: ids.map(id).collect() });
+    };
+    restore(0..10);
+    // Of a later one only the first piece is there; three had been forgotten by then.
+    restore(3..5);
+    let offsets: Vec<u64> = known.summary().into_iter().map(|(_, offset, _)| offset).collect();
+    assert_eq!(offsets, [3, 4, 5, 6, 7, 8, 9]);
+}
+
 /// The bytes of every state record of version 1: a directory written today must open for ever.
 #[test]
 fn state_records_keep_their_bytes() {
