@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Ringmain (durable: flushed before it is acknowledged) beside Apache Kafka, once as it comes (page cache) and once with a flush per
-# message, under one client: librdkafka, by its own load generator for throughput, by perf/kafka for latency (from a message's time to
+# message, under one client: librdkafka, by its own load generator for throughput, by perf/peers/latency for latency (from a message's time to
 # leave to the consumer that has it). One broker at a time on core 1, the client on core 0, in turn, ROUNDS times; the table has medians.
 # Everything comes from public registries, into target/peers.
 # Usage: perf/peers/kafka.sh [RESULT.tsv]      ROUNDS=3 SMALL=10000000 LARGE=2000000 SECONDS_EACH=5 MEMORY=192M
@@ -105,7 +105,7 @@ wait_for() { # round broker what arguments of the latency program...
 
 tests/clients/install.sh >/dev/null || true
 install_generator
-CARGO_TARGET_DIR=$into/latency cargo build --release --locked --quiet --manifest-path perf/kafka/Cargo.toml
+CARGO_TARGET_DIR=$into/latency cargo build --release --locked --quiet --manifest-path perf/peers/latency/Cargo.toml
 printf 'broker\twhat\tround\tmessages_per_second\tbroker_cpu_s_per_million\trss_mib\tp50_us\tp99_us\tp999_us\n' >"$result"
 tune=(-a -1 -b "$address" -q -X linger.ms=5 -X batch.size=262144 -X batch.num.messages=10000 -X queue.buffering.max.messages=500000)
 for round in $(seq "$ROUNDS"); do

@@ -9,7 +9,8 @@ use crate::harness::{Broker, Random, Start, free_ports};
 
 /// A broker whose ports stay the same over restarts.
 fn lasting_broker(name: &str) -> Broker {
-    let ports = free_ports(4);
+    // Two for Kafka, the native one and two of its shards behind it.
+    let ports = free_ports(5);
     let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
     // Node 1 is at the port behind the bootstrap port.
     let base = ports.to_string();
